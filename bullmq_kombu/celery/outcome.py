@@ -1,0 +1,261 @@
+"""How a task's outcome becomes the end of its job.
+
+The process that executes a task knows its return value; the worker's main process learns everything else: failure, lost child, time limit,
+revocation. So the value travels: the tracer's answer, which the pool hands to the main process anyway, carries it as JSON. The main process
+alone then ends the job (leases.py), guarded by the delivery's token.
+
+What a task publishes under its own id (retry, replace) does not wait for that: it carries the job on from where it is published (channel.py),
+and the end that follows is refused by the token.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, cast
+
+from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
+from celery.utils.log import get_logger
+from kombu.exceptions import OperationalError
+from kombu.utils.imports import symbol_by_name
+
+from bullmq_kombu.carry import Carried, current
+from bullmq_kombu.codec import to_json
+from bullmq_kombu.errors import UnrecoverableError
+from bullmq_kombu.leases import Delivery
+
+logger = get_logger(__name__)
+
+
+# -- where the task is executed --------------------------------------------------------------------------------------------
+
+
+class Returned(str):
+    """The text of a result, as Celery hands it to the main process, with the value beside it: its JSON, or a note why there is none."""
+
+    returnvalue: str = "null"
+    note: str | None = None
+
+
+def _returned(text: str, value: Any) -> Returned:
+    carrier = Returned(text)
+    if value is not None:
+        try:
+            carrier.returnvalue = to_json(value)
+        except Exception as error:  # whatever a user's value does when it is serialized
+            carrier.note = f"the result of type {type(value).__name__} is no JSON and was not kept: {error}"
+    return carrier
+
+
+def _wrap(trace: Callable[..., Any]) -> Callable[..., Any]:
+    def carrying(uuid: str, args: Any, kwargs: Any, request: Any = None) -> Any:
+        job = ((request or {}).get("properties") or {}).get("bullmq")
+        if not isinstance(job, dict) or "token" not in job:
+            return trace(uuid, args, kwargs, request)
+        base = f"{job['prefix']}:{job['queue']}:"
+        before = current.set(Carried(base, job["job"], job["token"], uuid))
+        try:
+            answer = trace(uuid, args, kwargs, request)
+        finally:
+            current.reset(before)
+        if answer.info is None:
+            return answer._replace(retstr=_returned(answer.retstr, answer.retval))
+        return answer
+
+    carrying.carries_outcome = True  # type: ignore[attr-defined]
+    return carrying
+
+
+def wrap_tracers(app: Any) -> None:
+    """Every task of the app hands its return value over. Celery rebuilds tracers, so this may run more than once."""
+    for task in app.tasks.values():
+        trace = task.__trace__
+        if trace is not None and not getattr(trace, "carries_outcome", False):
+            task.__trace__ = _wrap(trace)
+
+
+# -- the worker's main process -----------------------------------------------------------------------------------------------
+
+
+class JobRequest:
+    """Mixed into the task's Request class: ends the job as the task ended."""
+
+    _delivery: Delivery | None = None
+    _rejected: bool | None = None  # by the request itself; the value is `requeue`
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # Celery generates the class it uses from ours, with an `on_success` that calls no other: it is wrapped here.
+        super().__init_subclass__(**kwargs)
+        generated = cls.__dict__.get("on_success")
+        if generated is not None:
+
+            def on_success(self: Any, failed__retval__runtime: Any, **kwargs: Any) -> Any:
+                failed, retval, _ = failed__retval__runtime
+                if not failed:
+                    self._job_returned(retval)
+                return generated(self, failed__retval__runtime, **kwargs)
+
+            cls.on_success = on_success  # type: ignore[attr-defined]
+
+    def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(message, *args, **kwargs)
+        delivery = getattr(message, "delivery", None)
+        if delivery is not None:
+            self._delivery = delivery
+            delivery.managed = True
+
+    @property
+    def _request(self) -> Any:
+        """This object as the Celery request it is mixed into."""
+        return self
+
+    def on_accepted(self, pid: int, time_accepted: float) -> Any:
+        if self._delivery is not None:
+            self._delivery.start(at_most_once=not self._request.task.acks_late)
+        return cast("Any", super()).on_accepted(pid, time_accepted)
+
+    def _job_returned(self, retval: Any) -> None:
+        if self._delivery is not None:
+            if isinstance(retval, Returned):
+                self._delivery.complete(retval.returnvalue, retval.note)
+            else:
+                self._delivery.complete(log="the return value did not reach the worker's main process")
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        # First Celery's own part: it may publish the task again, which carries the job on, or decide to put it back.
+        with self._carrying():
+            try:
+                return cast("Any", super()).on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+            finally:
+                self._job_raised(exc_info)
+
+    def _job_raised(self, exc_info: Any) -> None:
+        delivery = self._delivery
+        if delivery is None or delivery.settled:
+            return
+        exc, trace = _bare(exc_info.exception), str(exc_info.traceback or "")
+        if isinstance(exc, Retry):
+            # Published elsewhere, or in place: then the token is no longer ours, and this is refused.
+            delivery.complete(log=f"retried: {exc}")
+        elif isinstance(exc, Reject):
+            self._job_rejected(exc, trace)
+        elif isinstance(exc, Ignore):
+            delivery.complete()
+        elif isinstance(exc, Terminated) or self._request._already_cancelled:
+            self._job_terminated(exc)
+        elif self._rejected:
+            delivery.release()
+        else:
+            if isinstance(exc, (SystemExit, KeyboardInterrupt)):
+                exc = WorkerLostError(f"Worker exited prematurely: {type(exc).__name__} {exc}".rstrip())
+            final = isinstance(exc, (UnrecoverableError, WorkerLostError, TimeLimitExceeded))
+            delivery.fail(reason_of(exc), trace, final=final)
+
+    def _job_rejected(self, exc: Any, trace: str) -> None:
+        delivery = cast("Delivery", self._delivery)
+        unpublished = isinstance(exc.reason, OperationalError)
+        if exc.requeue or (unpublished and self._request.task.acks_late):
+            delivery.release()
+        else:
+            reason = exc.reason if exc.reason is not None else "rejected"
+            text = reason_of(reason) if isinstance(reason, BaseException) else f"Reject: {reason}"
+            delivery.fail(f"retry could not be published: {text}" if unpublished else text, trace, final=True)
+
+    def _job_terminated(self, exc: Any) -> None:
+        delivery = cast("Delivery", self._delivery)
+        if self._request._already_cancelled and self._request.task.acks_late:
+            delivery.release()
+        else:
+            delivery.fail(reason_of(exc), final=True)
+
+    def on_timeout(self, soft: bool, timeout: float) -> Any:
+        try:
+            return cast("Any", super()).on_timeout(soft, timeout)
+        finally:
+            delivery = self._delivery
+            if not soft and delivery is not None and not delivery.settled:
+                if self._rejected:
+                    delivery.release()
+                else:
+                    delivery.fail(reason_of(TimeLimitExceeded(timeout)), final=True)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> Any:
+        if self._delivery is not None:
+            self._delivery.fail(f"TaskRevokedError: {reason}", final=True)
+        return cast("Any", super())._announce_revoked(reason, terminated, signum, expired)
+
+    def _announce_cancelled(self, *args: Any, **kwargs: Any) -> Any:
+        """A cold shutdown, or a connection lost with worker_cancel_long_running_tasks_on_connection_loss."""
+        delivery = self._delivery
+        if delivery is not None and not delivery.settled:
+            if self._request.task.acks_late:
+                delivery.release()
+            else:
+                delivery.fail("cancelled by Celery: the worker was stopped while the task ran", final=True)
+        return cast("Any", super())._announce_cancelled(*args, **kwargs)
+
+    def reject(self, requeue: bool = False) -> Any:
+        self._rejected = requeue
+        result = cast("Any", super()).reject(requeue)
+        delivery = self._delivery
+        if delivery is not None and not delivery.started and not delivery.settled:
+            if requeue:
+                delivery.release()
+            else:
+                delivery.fail(delivery.reason or "rejected", final=True)
+        return result
+
+    @contextlib.contextmanager
+    def _carrying(self) -> Any:
+        delivery = self._delivery
+        if delivery is None:
+            yield
+            return
+        before = current.set(Carried(delivery.base, delivery.id, delivery.token, self._request.id))
+        try:
+            yield
+        finally:
+            current.reset(before)
+
+
+def use_job_request(task: Any) -> None:
+    """The task's Request, whichever class its author chose, with JobRequest mixed in."""
+    request = symbol_by_name(task.Request)
+    if not issubclass(request, JobRequest):
+        task.Request = type("JobRequest", (JobRequest, request), {"__module__": __name__})
+
+
+def _bare(exc: Any) -> Any:
+    """The exception itself, where billiard has wrapped it to carry the traceback."""
+    return exc.exc if type(exc).__name__ == "ExceptionWithTraceback" else exc
+
+
+def reason_of(exc: BaseException) -> str:
+    """The text of `failedReason`: class and message."""
+    name, text = type(exc).__name__, str(exc)
+    if name == "UnpickleableExceptionWrapper":
+        name = str(getattr(exc, "exc_cls_name", name))
+    return f"{name}: {text}" if text else name
+
+
+def explain_rejections(consumer: Any) -> None:
+    """A message that Celery refuses becomes a job failed for that reason."""
+
+    def explain(method: str, reason: Callable[..., str]) -> None:
+        original = getattr(consumer, method)
+
+        def explaining(*args: Any) -> Any:
+            message = next((one for one in args if hasattr(one, "delivery_tag")), None)
+            delivery = getattr(message, "delivery", None)
+            if delivery is not None:
+                delivery.reason = reason(*args)
+            return original(*args)
+
+        setattr(consumer, method, explaining)
+
+    explain("on_unknown_task", lambda body, message, exc: f"NotRegistered: {message.headers.get('task')}")
+    explain("on_unknown_message", lambda body, message: "InvalidTaskError: the message names no task")
+    explain("on_invalid_task", lambda body, message, exc: reason_of(exc))
+    explain("on_decode_error", lambda message, exc: reason_of(exc))
+
+

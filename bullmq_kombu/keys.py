@@ -1,0 +1,57 @@
+"""Every key name; this docstring is the data model.
+
+`base` is `prefix:queue:`; all keys of a queue follow from it, so that one hash tag in the prefix keeps them in one cluster slot.
+BullMQ's own keys (owned jointly with Node, described in BullMQ's documentation and sources):
+
+    meta hash · id counter · wait, paused, active lists · prioritized, delayed, waiting-children, completed, failed zsets ·
+    pc priority counter · marker zset · events stream · stalled set · stalled-check, limiter strings · repeat zset ·
+    de:<id> string, dn:<id> hash · metrics:<state> hash, metrics:<state>:data list
+    <id> hash, <id>:lock string, <id>:logs list, <id>:dependencies set, <id>:processed hash, <id>:failed hash,
+    <id>:unsuccessful zset
+
+The job hash has one field of ours, `celery`, which BullMQ ignores and keeps (see codec.py).
+
+What Kombu needs besides queues lives where no queue can be, behind an empty queue name, `prefix::kombu:`:
+
+    list:<queue>       list     messages of a queue that Celery made for itself; expires
+    marker:<queue>     zset     wakes its consumer, as BullMQ's marker does; expires
+    bindings:<exchange>  hash   routing key, pattern, queue (JSON) -> when it expires, ms, 0 for never
+    versions           hash     exchange -> how often its bindings have changed
+    <db>:fanout:<exchange>/<routing key>   PUB/SUB channel
+"""
+
+from __future__ import annotations
+
+from bullmq_kombu.errors import BadInput
+
+DEFAULT_PREFIX = "bull"
+
+
+def queue_base(prefix: str, queue: str) -> str:
+    """`prefix:queue:`, or BadInput where BullMQ refuses the name."""
+    if not queue:
+        raise BadInput("Queue name must be provided")
+    if ":" in queue:
+        raise BadInput(f"Queue name cannot contain ':' (it separates the parts of BullMQ's keys): {queue!r}")
+    return f"{prefix}:{queue}:"
+
+
+class KombuKeys:
+    """The keys behind `prefix::kombu:`."""
+
+    def __init__(self, prefix: str, db: int | str = 0) -> None:
+        self.base = f"{prefix}::kombu:"
+        self.versions = f"{self.base}versions"
+        self._fanout = f"{self.base}{db}:fanout:"
+
+    def list(self, queue: str) -> str:
+        return f"{self.base}list:{queue}"
+
+    def marker(self, queue: str) -> str:
+        return f"{self.base}marker:{queue}"
+
+    def bindings(self, exchange: str) -> str:
+        return f"{self.base}bindings:{exchange}"
+
+    def fanout(self, exchange: str, routing_key: str = "") -> str:
+        return f"{self._fanout}{exchange}/{routing_key}"

@@ -1,0 +1,410 @@
+"""The jobs in hand: their locks are kept, and how they end is sent, many at a time.
+
+A `Delivery` is one job from the moment it was taken until its end is in Redis. `Leases` holds all deliveries of this process for one
+server and prefix, whichever channel took them: channels come and go with the connection, running tasks do not.
+
+Ends are collected and sent together, with the call that takes the next jobs where there is one, else by the thread that also renews the
+locks: at most SEND_WITHIN_S after the first of them, at most `scripts.BATCH` at once. Each is guarded by its own token, so that sending
+one again after a lost answer changes nothing. Until Redis has answered, the lock goes on being renewed.
+
+Knows neither Kombu nor Celery.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import random
+import threading
+import time
+import uuid
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from bullmq_kombu import scripts
+from bullmq_kombu.attempts import add_trace, backoff_ms, has_attempt_left, keep_of
+from bullmq_kombu.connection import Address, Server
+from bullmq_kombu.errors import job_error
+from bullmq_kombu.job_options import read_stored
+from bullmq_kombu.options import Options
+from bullmq_kombu.scripts import Ending, Taken, Worker
+
+logger = logging.getLogger(__name__)
+
+#: The end of a job that nothing else carries is sent at the latest after this time.
+SEND_WITHIN_S = 0.01
+#: Pause after an error of the server, so that an outage costs some calls a second.
+AFTER_ERROR_S = 0.5
+
+#: The deferred failure that makes an early acknowledgement at-most-once.
+LOST_AFTER_EARLY_ACK = "worker lost after acknowledging early"
+
+_LOST = (RedisConnectionError, RedisTimeoutError, OSError, RedisError)
+
+
+class Delivery:
+    """One job in hand. `base`, `id`, `token` guard its end; `fields` is the hash as it was before the activation."""
+
+    __slots__ = (
+        "__weakref__", "_leases", "_on_settled", "base", "committed", "fields", "id", "managed", "reason", "renewed", "settled", "started",
+        "tag", "token",
+    )  # fmt: skip
+
+    def __init__(self, leases: Leases, taken: Taken, token: str, renewed: float, on_settled: Callable[[Delivery], None]) -> None:
+        self.base, self.id, self.fields = taken
+        self.token = token
+        self.renewed = renewed
+        self.tag = f"{token}:{taken.id}"
+        #: Somebody (Celery's request) says how it ends; an acknowledgement alone does not.
+        self.managed = False
+        self.started = False
+        self.committed = False
+        self.settled = False
+        #: Why it will be rejected, where that is known before.
+        self.reason: str | None = None
+        self._leases = leases
+        self._on_settled = on_settled
+
+    @property
+    def opts(self) -> Any:
+        return read_stored(self.fields.get("opts", "{}"))
+
+    @property
+    def attempts_made(self) -> int:
+        return _number(self.fields.get("attemptsMade") or self.fields.get("atm"))
+
+    def start(self, *, at_most_once: bool) -> None:
+        """The work begins. `at_most_once`: should this process die, the job is failed instead of run again."""
+        self.started = True
+        if at_most_once and not self.settled:
+            self.committed = True
+            self._leases.note(self, Ending("commit", self.base, self.id, self.token, LOST_AFTER_EARLY_ACK))
+
+    def complete(self, returnvalue: str = "null", log: str | None = None) -> None:
+        """`returnvalue` is JSON; `log` a line for the job's log."""
+        keep = keep_of(self.opts.get("removeOnComplete"), self._leases.options.remove_on_complete)
+        more = self._leases.more(log=log)
+        self._settle(Ending("completed", self.base, self.id, self.token, returnvalue, "", *keep, "", more))
+
+    def fail(self, reason: str, trace: str = "", *, final: bool = False, custom_backoff: Any = None) -> None:
+        """Another attempt if the job has one left and it is not `final`, else failed. `trace` is the stack trace as text."""
+        opts, made = self.opts, self.attempts_made
+        stack = add_trace(self.fields.get("stacktrace"), trace, opts.get("stackTraceLimit"))
+        if not final and has_attempt_left(opts, made):
+            try:
+                delay = backoff_ms(opts.get("backoff"), made + 1, random.random(), custom_backoff)  # noqa: S311  (no secret)
+            except (ValueError, TypeError, OverflowError) as error:
+                reason, delay = f"{reason} ({error})", -1
+            if delay >= 0:
+                more = json.dumps({"lifo": True}) if opts.get("lifo") else ""
+                self._settle(Ending("retry", self.base, self.id, self.token, reason, stack, "", "", "", delay, more))
+                return
+        keep = keep_of(opts.get("removeOnFail"), self._leases.options.remove_on_fail)
+        attempts = _number(opts.get("attempts"))
+        self._settle(Ending("failed", self.base, self.id, self.token, reason, stack, *keep, attempts, self._leases.more()))
+
+    def release(self) -> None:
+        """Back to the head of the queue; no attempt is counted."""
+        self._settle(Ending("release", self.base, self.id, self.token))
+
+    def forget(self) -> None:
+        """Something else has taken care of it."""
+        self._settle(None)
+
+    def _settle(self, ending: Ending | None) -> None:
+        if self.settled:
+            return
+        self.settled = True
+        if ending is None:
+            self._leases.drop(self)
+        else:
+            self._leases.note(self, ending)
+        self._on_settled(self)
+
+
+def _number(value: Any) -> int:
+    try:
+        return int(value or 0)
+    except (TypeError, ValueError):
+        return 0
+
+
+class Leases:
+    """All deliveries of this process for one server and prefix."""
+
+    def __init__(self, address: Address, options: Options) -> None:
+        self.options = options
+        #: Written to `processedBy`; the worker's host name where there is a worker.
+        self.worker_name = ""
+        self._server = Server(address, options)
+        self._held: dict[str, Delivery] = {}
+        self._endings: deque[tuple[Delivery, Ending]] = deque()
+        self._consumed: dict[str, int] = {}
+        #: Running jobs whose channel is gone; they still count against what may be held.
+        self.adrift: set[Delivery] = set()
+        self._worker_id = str(uuid.uuid4())
+        self._fetches = 0
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._wake = threading.Event()
+        self._sending_since: float | None = None
+        self._next_recovery = 0.0
+        self._more_memo = json.dumps({"metrics": options.metrics_points}) if options.metrics_points else ""
+
+    # -- taking ------------------------------------------------------------------------------------------------------
+
+    def worker(self) -> Worker:
+        """For one call that takes: its token is new."""
+        self._fetches += 1
+        options = self.options
+        return Worker(f"{self._worker_id}:{self._fetches}", options.lock_ms, self.worker_name, options.limiter_max, options.limiter_ms)
+
+    def take(
+        self, server: Server, bases: Sequence[str], wanted: int, on_settled: Callable[[Delivery], None]
+    ) -> tuple[list[Delivery], list[scripts.QueueState]]:
+        """Sends the ends that wait and takes up to `wanted` jobs, in one call."""
+        worker = self.worker()
+        renewed = time.monotonic()
+        pending = self._pending()
+        try:
+            if pending:
+                codes, taken, states = scripts.finish(server, [ending for _, ending in pending], now_ms(), bases, wanted, worker)
+                self._sent(pending, codes)
+            else:
+                taken, states = scripts.take(server, bases, now_ms(), wanted, worker)
+        except BaseException:
+            self._endings.extendleft(reversed(pending))
+            self._arm()
+            raise
+        deliveries = [Delivery(self, one, worker.token, renewed, on_settled) for one in taken]
+        for delivery in deliveries:
+            self._held[delivery.tag] = delivery
+        if deliveries:
+            self._ensure_thread()
+        return deliveries, states
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    def more(self, log: str | None = None) -> str:
+        if log is None:
+            return self._more_memo
+        return json.dumps({"log": log, **(json.loads(self._more_memo) if self._more_memo else {})})
+
+    def note(self, delivery: Delivery, ending: Ending) -> None:
+        """Sends `ending` soon."""
+        self._endings.append((delivery, ending))
+        if self._sending_since is None:
+            self._arm()
+
+    def drop(self, delivery: Delivery) -> None:
+        self._held.pop(delivery.tag, None)
+
+    @property
+    def has_endings(self) -> bool:
+        return bool(self._endings)
+
+    def send(self, server: Server | None = None) -> None:
+        """Sends every end that waits. Raises what Redis raises; then they wait on."""
+        while self._endings:
+            pending = self._pending()
+            if not pending:
+                continue
+            try:
+                codes, _, _ = scripts.finish(server or self._server, [ending for _, ending in pending], now_ms())
+            except BaseException:
+                self._endings.extendleft(reversed(pending))
+                self._arm()
+                raise
+            self._sent(pending, codes)
+
+    def _pending(self) -> list[tuple[Delivery, Ending]]:
+        pending: list[tuple[Delivery, Ending]] = []
+        self._sending_since = None
+        endings = self._endings
+        while endings and len(pending) < scripts.BATCH:
+            try:
+                one = endings.popleft()
+            except IndexError:
+                break
+            if one[1].what == "commit" and one[0].settled:
+                continue  # it ended before the promise could be of use
+            pending.append(one)
+        if endings:
+            self._arm()
+        return pending
+
+    def _sent(self, pending: Sequence[tuple[Delivery, Ending]], codes: Sequence[int]) -> None:
+        for (delivery, ending), code in zip(pending, codes, strict=True):
+            if ending.what == "commit":
+                continue
+            if code in (-4, -9) and ending.what == "completed":
+                # As in BullMQ, a parent that returns before its children are done has failed, for good where one of them has.
+                error = job_error(code, "moveToFinished", delivery.id)
+                delivery.settled = False
+                delivery.fail(str(error), final=code == -9)
+                continue
+            self._held.pop(delivery.tag, None)
+            if code not in (0, -1, -2, -6):
+                logger.warning("job %s was not %s: %s", delivery.id, ending.what, job_error(code, ending.what, delivery.id))
+
+    def _arm(self) -> None:
+        self._sending_since = time.monotonic()
+        self._ensure_thread()
+        self._wake.set()
+
+    # -- queues whose stalled jobs are ours to recover -----------------------------------------------------------------
+
+    def watch(self, base: str) -> None:
+        """While a queue is consumed, its stalled jobs are looked for."""
+        with self._lock:
+            self._consumed[base] = self._consumed.get(base, 0) + 1
+        self._next_recovery = 0.0
+        self._ensure_thread()
+        self._wake.set()
+
+    def unwatch(self, base: str) -> None:
+        with self._lock:
+            left = self._consumed.get(base, 0) - 1
+            if left > 0:
+                self._consumed[base] = left
+            else:
+                self._consumed.pop(base, None)
+        self._wake.set()
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _ensure_thread(self) -> None:
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            with self._lock:
+                if self._thread is None or not self._thread.is_alive():
+                    self._thread = threading.Thread(target=self._keep, name="bullmq-leases", daemon=True)
+                    self._thread.start()
+
+    def _keep(self) -> None:
+        failing = False
+        while self._held or self._endings or self._consumed:
+            try:
+                pause = self._turn()
+                if failing:
+                    logger.info("Redis answers again at %s", self._server.address.where)
+                failing = False
+            except _LOST as error:
+                if not failing:
+                    logger.warning("locks and results wait for Redis at %s: %s", self._server.address.where, error)
+                failing = True
+                pause = AFTER_ERROR_S
+            except Exception:
+                logger.exception("unexpected error while keeping jobs")
+                pause = AFTER_ERROR_S
+            self._wake.wait(pause)
+            self._wake.clear()
+            if self._sending_since is not None and not failing:
+                # Give the next take the chance to carry them.
+                time.sleep(SEND_WITHIN_S)
+        self._server.close()
+        self._server.closed = False
+
+    def _turn(self) -> float:
+        """Does what is due; returns for how long nothing will be (seconds)."""
+        since = self._sending_since
+        if since is not None and time.monotonic() - since >= SEND_WITHIN_S:
+            self.send()
+        now = time.monotonic()
+        period = self.options.renew_after
+        due = [delivery for delivery in list(self._held.values()) if now - delivery.renewed >= period]
+        if due:
+            self._renew(due, now)
+        pause = period / 2 if self._held else 60.0
+        if self._consumed:
+            if now >= self._next_recovery:
+                self._recover()
+                self._next_recovery = now + self.options.stalled_interval
+            pause = min(pause, max(self._next_recovery - now, 0.0))
+        return 0.0 if self._sending_since is not None else pause
+
+    def _renew(self, due: Sequence[Delivery], now: float) -> None:
+        for at in range(0, len(due), scripts.BATCH):
+            batch = due[at : at + scripts.BATCH]
+            lost = set(scripts.extend(self._server, batch, self.options.lock_ms))
+            for index, delivery in enumerate(batch):
+                delivery.renewed = now
+                if index in lost and not delivery.settled and delivery.tag in self._held:
+                    # Finished elsewhere, or taken over after a stall: its end will be refused by the token.
+                    logger.warning("could not renew lock for job %s", delivery.id)
+                    delivery.renewed = now + 3600
+
+    def _recover(self) -> None:
+        with self._lock:
+            bases = list(self._consumed)
+        options = self.options
+        for base, job_id in scripts.recover(self._server, bases, now_ms(), options.max_stalled_count, options.stalled_ms):
+            logger.warning("job %s of %s stalled and waits again", job_id, base.rstrip(":"))
+
+    def after_fork(self) -> None:
+        """In a child: nothing here is its own."""
+        self._held.clear()
+        self._endings.clear()
+        self._consumed.clear()
+        self.adrift.clear()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._thread = None
+        self._sending_since = None
+        self._worker_id = str(uuid.uuid4())
+
+    def held(self) -> list[Delivery]:
+        return list(self._held.values())
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+_all: weakref.WeakValueDictionary[tuple[Any, ...], Leases] = weakref.WeakValueDictionary()
+_all_lock = threading.Lock()
+
+
+def leases_of(address: Address, options: Options) -> Leases:
+    """The leases of this process for this server and prefix; the same object for everybody who uses them."""
+    identity = (*address.identity, options.prefix, options.lock_duration, options.stalled_interval, options.max_stalled_count)
+    with _all_lock:
+        found = _all.get(identity)
+        if found is None:
+            found = _all[identity] = Leases(address, options)
+        return found
+
+
+def all_leases() -> list[Leases]:
+    return list(_all.values())
+
+
+def _settle_at_exit() -> None:
+    """The interpreter ends: what was not started goes back, what has ended is sent."""
+    for leases in all_leases():
+        for delivery in reversed(list(leases.held())):
+            if not delivery.started:
+                delivery.release()
+        try:
+            leases.send()
+        except _LOST as error:
+            logger.warning("ends of jobs were not sent to Redis at exit: %s", error)
+
+
+atexit.register(_settle_at_exit)
+
+
+def _forget_all() -> None:
+    for leases in all_leases():
+        leases.after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -1,0 +1,202 @@
+-- Fragment: the end of one delivery of a job. Needs _queue, _parents, _add.
+-- Every function answers 0 or BullMQ's error code, and changes nothing where it is not 0.
+
+-- Takes the lock away from this delivery: 0, -2 (nobody holds it) or -6 (another delivery does). Token '0' asks nobody.
+local function unlock(q, id, token)
+  if token ~= '0' then
+    local held = call('GET', q.base .. id .. ':lock')
+    if not held then
+      return -2
+    elseif held ~= token then
+      return -6
+    end
+    call('DEL', q.base .. id .. ':lock')
+    call('SREM', q.base .. 'stalled', id)
+  end
+  return 0
+end
+
+-- Out of `active`, guarded: 0, -1 (no such job), -2, -6 or -3 (not active). Looks from the newest end.
+local function leave_active(q, id, token)
+  if call('EXISTS', q.base .. id) == 0 then
+    return -1
+  end
+  local code = unlock(q, id, token)
+  if code == 0 and call('LREM', q.base .. 'active', 1, id) == 0 then
+    code = -3
+  end
+  return code
+end
+
+-- When the owner of a deduplication id ends: its key goes; a job stored meanwhile by keepLastIfActive is added.
+local function release_deduplication(q, id, dedup, now)
+  local key = q.base .. 'de:' .. dedup
+  local next_key = q.base .. 'dn:' .. dedup
+  local owned = call('GET', key) == id
+  if owned and call('EXISTS', next_key) == 1 then
+    add_stored(q, key, next_key, now)
+    return
+  end
+  local ttl = call('PTTL', key)
+  if ttl == 0 or (ttl == -1 and owned) then
+    call('DEL', key)
+  end
+end
+
+local function count_metric(q, target, now, points)
+  local key = q.base .. 'metrics:' .. target
+  local before = call('HINCRBY', key, 'count', 1) - 1
+  local found = call('HMGET', key, 'prevTS', 'prevCount')
+  local previous = tonumber(found[1] or nil)
+  if not previous then
+    call('HSET', key, 'prevTS', now, 'prevCount', 0)
+    return
+  end
+  local minutes = math.min(math.floor(now / 60000) - math.floor(previous / 60000), points)
+  if minutes > 0 then
+    call('LPUSH', key .. ':data', before - tonumber(found[2] or 0))
+    for _ = 2, minutes do
+      call('LPUSH', key .. ':data', 0)
+    end
+    call('LTRIM', key .. ':data', 0, points - 1)
+    call('HSET', key, 'prevTS', now, 'prevCount', before)
+  end
+end
+
+-- Retention of one set of finished jobs: those older than `age` seconds (at most `limit` a call), and all beyond `count`.
+local function prune(q, target, keep, now)
+  local key = q.base .. target
+  if keep.age then
+    local old = call('ZRANGEBYSCORE', key, '-inf', now - keep.age * 1000, 'LIMIT', 0, keep.limit)
+    if #old > 0 then
+      forget_jobs(q, old)
+      call('ZREM', key, unpack(old))
+    end
+  end
+  if keep.count > 0 then
+    local beyond = call('ZRANGE', key, 0, -keep.count - 1)
+    if #beyond > 0 then
+      forget_jobs(q, beyond)
+      call('ZREMRANGEBYRANK', key, 0, -keep.count - 1)
+    end
+  end
+end
+
+-- `text` is the return value (JSON) or the reason; `stack` the JSON list of traces ('' when completed); `keep` is
+-- {count, age, limit} with count -1 for all and 0 for none; `more` may hold log, metrics, tm.
+local function finish(q, target, id, token, now, text, stack, keep, attempts, more)
+  local key = q.base .. id
+  if target == 'completed' and call('EXISTS', key) == 1 then
+    if call('EXISTS', key .. ':dependencies') == 1 then
+      return -4
+    elseif call('EXISTS', key .. ':unsuccessful') == 1 then
+      return -9
+    end
+  end
+  local code = leave_active(q, id, token)
+  if code ~= 0 then
+    return code
+  end
+  local property = target == 'completed' and 'returnvalue' or 'failedReason'
+  local found = call('HMGET', key, 'deid', 'parentKey', 'parent')
+  if found[1] then
+    release_deduplication(q, id, found[1], now)
+  end
+  if found[2] then
+    if target == 'completed' then
+      child_completed(key, found[2], text, now)
+    else
+      child_failed(key, found[2], found[3], text, now)
+    end
+  end
+  local made = call('HINCRBY', key, 'atm', 1)
+  if keep.count == 0 then
+    detach_from_parent(key, found[2])
+    delete_job_keys(key)
+  else
+    call('ZADD', q.base .. target, now, id)
+    call('HSET', key, property, text, 'finishedOn', now)
+    call('HDEL', key, 'defa')
+    if stack ~= '' then
+      call('HSET', key, 'stacktrace', stack)
+    end
+    if more.tm then
+      call('HSET', key, 'tm', more.tm)
+    end
+    if more.log then
+      call('RPUSH', key .. ':logs', more.log)
+    end
+  end
+  emit(q, target, 'jobId', id, property, text, 'prev', 'active')
+  if target == 'failed' and made >= attempts then
+    emit(q, 'retries-exhausted', 'jobId', id, 'attemptsMade', made)
+  end
+  if more.metrics then
+    count_metric(q, target, now, more.metrics)
+  end
+  return 0
+end
+
+-- Another attempt, at once or after `delay` ms. `reason` and `stack` of this one are kept ('' for none); `more` may hold
+-- lifo, skip (the attempt does not count), tm, log, and fields (what else to write to the hash, flat).
+local function try_again(q, id, token, now, reason, stack, delay, more)
+  local key = q.base .. id
+  promote_due(q, now)
+  local code = leave_active(q, id, token)
+  if code ~= 0 then
+    return code
+  end
+  if reason ~= '' then
+    call('HSET', key, 'failedReason', reason)
+  end
+  if stack ~= '' then
+    call('HSET', key, 'stacktrace', stack)
+  end
+  if more.tm then
+    call('HSET', key, 'tm', more.tm)
+  end
+  if more.log then
+    call('RPUSH', key .. ':logs', more.log)
+  end
+  if more.fields and #more.fields > 0 then
+    call('HSET', key, unpack(more.fields))
+  end
+  call('HDEL', key, 'defa')
+  if not more.skip then
+    call('HINCRBY', key, 'atm', 1)
+  end
+  if delay > 0 then
+    call('HSET', key, 'delay', delay)
+    hold_until(q, id, now + delay)
+    emit_trimming(q, 'delayed', 'jobId', id, 'delay', now + delay)
+    wake_when_due(q)
+  else
+    line_up(q, id, priority_of(q, id), more.lifo)
+    wake(q)
+    emit_trimming(q, 'waiting', 'jobId', id, 'prev', 'active')
+  end
+  return 0
+end
+
+-- Back to the head of the queue as if it had not been taken; no attempt is counted.
+local function put_back(q, id, token)
+  local code = leave_active(q, id, token)
+  if code ~= 0 then
+    return code
+  end
+  call('HDEL', q.base .. id, 'defa')
+  line_up_first(q, id, priority_of(q, id))
+  wake(q)
+  emit_trimming(q, 'waiting', 'jobId', id, 'prev', 'active')
+  return 0
+end
+
+-- From now on at most once: whoever takes this job after a stall fails it with `text`.
+local function commit(q, id, token, text)
+  local held = call('GET', q.base .. id .. ':lock')
+  if held ~= token then
+    return held and -6 or -2
+  end
+  call('HSET', q.base .. id, 'defa', text)
+  return 0
+end

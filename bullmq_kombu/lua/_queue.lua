@@ -1,0 +1,118 @@
+-- Fragment: one queue's settings, its events, its wake-up markers and the places where jobs wait.
+-- A queue is a table {base, paused, slots, max, duration}; `base` is "prefix:name:" and every key is derived from it.
+local call = redis.call
+
+local EVENTS_KEPT = '10000'
+local PER_MS = 4096 -- how many delayed jobs of one millisecond keep their order
+local PER_PRIORITY = 4294967296 -- how many jobs of one priority keep their order
+
+local function open_queue(base)
+  local found = call('HMGET', base .. 'meta', 'paused', 'concurrency', 'max', 'duration')
+  return {
+    base = base,
+    paused = found[1] and true or false,
+    slots = tonumber(found[2] or nil),
+    max = tonumber(found[3] or nil),
+    duration = tonumber(found[4] or nil),
+  }
+end
+
+-- How many events the stream keeps; the default is written down where nobody has said it.
+local function events_kept(q)
+  if not q.kept then
+    q.kept = call('HGET', q.base .. 'meta', 'opts.maxLenEvents')
+    if not q.kept then
+      q.kept = EVENTS_KEPT
+      call('HSET', q.base .. 'meta', 'opts.maxLenEvents', q.kept)
+    end
+  end
+  return q.kept
+end
+
+local function emit(q, ...)
+  call('XADD', q.base .. 'events', '*', 'event', ...)
+end
+
+local function emit_trimming(q, ...)
+  call('XADD', q.base .. 'events', 'MAXLEN', '~', events_kept(q), '*', 'event', ...)
+end
+
+-- No job may start now: the queue is paused, or as many run as the global concurrency allows.
+local function is_blocked(q)
+  return q.paused or (q.slots ~= nil and call('LLEN', q.base .. 'active') >= q.slots)
+end
+
+local function wake(q)
+  if not is_blocked(q) then
+    call('ZADD', q.base .. 'marker', 0, '0')
+  end
+end
+
+local function first_due(q)
+  local first = call('ZRANGE', q.base .. 'delayed', 0, 0, 'WITHSCORES')
+  return first[2] and tonumber(first[2]) / PER_MS or nil
+end
+
+local function wake_when_due(q)
+  local due = first_due(q)
+  if due then
+    call('ZADD', q.base .. 'marker', due, '1')
+  end
+end
+
+-- BullMQ 5 parks waiting jobs in `paused`; once it has, new ones belong there too, or its resume would overwrite them.
+local function waiting_list(q)
+  if q.paused and call('EXISTS', q.base .. 'paused') == 1 then
+    return q.base .. 'paused'
+  end
+  return q.base .. 'wait'
+end
+
+-- Puts a job where workers take it from, without waking any. `lifo`: the next one of the list.
+local function line_up(q, id, priority, lifo)
+  if priority ~= 0 then
+    local turn = call('INCR', q.base .. 'pc') % PER_PRIORITY
+    call('ZADD', q.base .. 'prioritized', priority * PER_PRIORITY + turn, id)
+  elseif lifo then
+    call('RPUSH', waiting_list(q), id)
+  else
+    call('LPUSH', waiting_list(q), id)
+  end
+end
+
+-- Puts a job before all others of its kind, without waking anybody.
+local function line_up_first(q, id, priority)
+  if priority ~= 0 then
+    call('ZADD', q.base .. 'prioritized', priority * PER_PRIORITY, id)
+  else
+    call('RPUSH', waiting_list(q), id)
+  end
+end
+
+local function hold_until(q, id, due)
+  local lowest, highest = due * PER_MS, due * PER_MS + PER_MS - 1
+  local last = call('ZREVRANGEBYSCORE', q.base .. 'delayed', highest, lowest, 'WITHSCORES', 'LIMIT', 0, 1)
+  local score = last[2] and math.min(tonumber(last[2]) + 1, highest) or lowest
+  call('ZADD', q.base .. 'delayed', score, id)
+end
+
+local function priority_of(q, id)
+  return tonumber(call('HGET', q.base .. id, 'priority') or 0) or 0
+end
+
+-- Moves the jobs that are due to where workers take them from; at most a thousand a call.
+local function promote_due(q, now)
+  local due = call('ZRANGEBYSCORE', q.base .. 'delayed', 0, (now + 1) * PER_MS - 1, 'LIMIT', 0, 1000)
+  if #due == 0 then
+    return
+  end
+  call('ZREM', q.base .. 'delayed', unpack(due))
+  for _, id in ipairs(due) do
+    line_up(q, id, priority_of(q, id), false)
+    emit(q, 'waiting', 'jobId', id, 'prev', 'delayed')
+    if call('EXISTS', q.base .. id) == 1 then
+      call('HSET', q.base .. id, 'delay', 0)
+    end
+  end
+  wake(q)
+end

@@ -1,0 +1,81 @@
+--[[
+finish: ends many deliveries, each guarded by its own token, then takes the next jobs.
+Uses: _queue _take _parents _add _finish
+KEYS: one "prefix:queue:" for each queue; the first ones are those to take from, in this order
+ARGV: 1 now, ms   2 how many of KEYS to take from   3 wanted, 0 to take none   4 token of the new deliveries   5 lock, ms
+  6 worker name, ''   7 limiter max, ''   8 limiter duration in ms, ''   then for each delivery
+  1 what: completed, failed, retry, release (back to the head), commit (at most once from now on)
+  2 number of its queue in KEYS   3 id   4 token   5 return value (JSON), reason or text of the deferred failure
+  6 JSON list of traces, '' for none   7 kept jobs: count, -1 all, 0 none   8 kept: age in seconds, ''   9 kept: limit, ''
+  10 failed: attempts allowed; retry: delay in ms   11 '' or JSON: lifo, skip, tm, log, metrics, fields
+Returns: {codes, jobs, queues}; codes: for each delivery 0, or -1 no such job, -2 not locked, -3 not active, -4 pending
+  children, -6 locked by another delivery, -9 failed children; jobs and queues as `take` returns them
+Events: completed, failed, retries-exhausted, delayed, waiting, drained; of parents too; those of `take`
+]]
+local HEAD, EACH = 8, 11
+local now, wanted = tonumber(ARGV[1]), tonumber(ARGV[3])
+local opened, codes, kept, ended = {}, {}, {}, {}
+
+local function prune_later(q, target, keep)
+  local key = q.base .. target
+  local before = kept[key]
+  if before and (before.keep.count ~= keep.count or before.keep.age ~= keep.age) then
+    prune(q, target, before.keep, now)
+  end
+  kept[key] = { q = q, target = target, keep = keep }
+end
+
+for at = HEAD + 1, #ARGV, EACH do
+  local what, number, id, token = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
+  local text, stack = ARGV[at + 4], ARGV[at + 5]
+  local q = opened[number]
+  if not q then
+    q = open_queue(KEYS[number])
+    opened[number] = q
+  end
+  local more = ARGV[at + 10] ~= '' and cjson.decode(ARGV[at + 10]) or {}
+  local code
+  if what == 'completed' or what == 'failed' then
+    local keep = { count = tonumber(ARGV[at + 6]), age = tonumber(ARGV[at + 7]), limit = tonumber(ARGV[at + 8]) or 1000 }
+    code = finish(q, what, id, token, now, text, stack, keep, tonumber(ARGV[at + 9]) or 0, more)
+    if code == 0 then
+      ended[number] = true
+      if keep.count ~= 0 and (keep.count > 0 or keep.age) then
+        prune_later(q, what, keep)
+      end
+    end
+  elseif what == 'retry' then
+    code = try_again(q, id, token, now, text, stack, tonumber(ARGV[at + 9]) or 0, more)
+  elseif what == 'release' then
+    code = put_back(q, id, token)
+  else
+    code = commit(q, id, token, text)
+  end
+  codes[#codes + 1] = code
+end
+
+for _, set in pairs(kept) do
+  prune(set.q, set.target, set.keep, now)
+end
+for number in pairs(ended) do
+  local q = opened[number]
+  call('XTRIM', q.base .. 'events', 'MAXLEN', '~', events_kept(q))
+end
+
+local jobs, queues = {}, {}
+if wanted > 0 then
+  local worker = {
+    token = ARGV[4], lock_ms = ARGV[5], name = ARGV[6], max = tonumber(ARGV[7]), window = tonumber(ARGV[8]),
+  }
+  jobs, queues = take_from(KEYS, now, wanted, worker, tonumber(ARGV[2]), opened)
+end
+
+for number in pairs(ended) do
+  local q = opened[number]
+  if not q.answered and call('EXISTS', q.base .. 'wait', q.base .. 'active', q.base .. 'prioritized') == 0 then
+    emit(q, 'drained')
+  elseif q.slots then
+    wake(q) -- a place became free, and whoever waits for it is not asked by anybody else
+  end
+end
+return { codes, jobs, queues }

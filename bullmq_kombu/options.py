@@ -1,0 +1,176 @@
+"""The transport's options: name, unit, default, check. Knows no connection and no queue.
+
+`broker_transport_options` may hold everything here, Kombu's connection level options (passed through), and nothing else: an unknown name
+is a warning with the nearest match, a value of the wrong type an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from bullmq_kombu.errors import BadInput
+from bullmq_kombu.keys import DEFAULT_PREFIX
+
+#: BullMQ's `lockDuration`, 30 s: long enough for a garbage collection, short enough to notice a dead worker within a minute.
+LOCK_DURATION_S = 30.0
+#: BullMQ's `stalledInterval`.
+STALLED_INTERVAL_S = 30.0
+#: BullMQ's `maxStalledCount`: a job that takes its worker down twice is not tried a third time.
+MAX_STALLED_COUNT = 1
+#: BullMQ's `drainDelay`: the longest an idle worker trusts the wake-up markers.
+DRAIN_DELAY_S = 5.0
+#: Retention of what Celery sends: a day of completed jobs, a week of failed ones, both bounded.
+REMOVE_ON_COMPLETE: Mapping[str, int] = {"age": 86_400, "count": 1000}
+REMOVE_ON_FAIL: Mapping[str, int] = {"age": 604_800, "count": 5000}
+#: No answer within this time means the server is gone: a script takes milliseconds.
+SOCKET_TIMEOUT_S = 4.0
+#: BullMQ's `maxLen` of the event stream.
+MAX_LEN_EVENTS = 10_000
+
+#: Options of kombu.Connection itself, which arrive in the same dictionary.
+KOMBU_LEVEL = frozenset({
+    "max_retries", "interval_start", "interval_step", "interval_max", "connect_retries_timeout", "errback", "callback",
+    "polling_interval", "confirm_publish", "confirm_timeout", "deadletter_queue", "body_encoding", "retry_errors", "retry_policy",
+})  # fmt: skip
+
+#: Options of Kombu's Redis transport that have no meaning here, because BullMQ needs nothing of the kind: silently accepted, so that a
+#: configuration made for `redis://` goes on working.
+WITHOUT_MEANING = frozenset({
+    "visibility_timeout", "unacked_key", "unacked_index_key", "unacked_mutex_key", "unacked_mutex_expire", "unacked_restore_limit",
+    "unacked_restore_interval", "unacked_restore_throttle", "ack_emulation", "priority_steps", "sep", "fanout_prefix", "fanout_patterns",
+    "sentinel_fanout_compat", "reauth_check_interval", "retry_on_timeout",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked transport options. Times are seconds."""
+
+    prefix: str = DEFAULT_PREFIX
+    lock_duration: float = LOCK_DURATION_S
+    lock_renew_time: float | None = None
+    stalled_interval: float = STALLED_INTERVAL_S
+    max_stalled_count: int = MAX_STALLED_COUNT
+    drain_delay: float = DRAIN_DELAY_S
+    remove_on_complete: Any = None
+    remove_on_fail: Any = None
+    max_retries_per_request: int | None = None
+    limiter: Mapping[str, Any] | None = None
+    metrics: int | Mapping[str, Any] | None = None
+    max_len_events: int = MAX_LEN_EVENTS
+    skip_version_check: bool = False
+    connection: Any = None
+    socket_timeout: float | None = SOCKET_TIMEOUT_S
+    socket_connect_timeout: float | None = SOCKET_TIMEOUT_S
+    socket_keepalive: bool | None = None
+    socket_keepalive_options: Mapping[Any, Any] | None = None
+    health_check_interval: float | None = None
+    max_connections: int | None = None
+    client_name: str | None = None
+    queue_order_strategy: str = "round_robin"
+    master_name: str | None = None
+    min_other_sentinels: int = 0
+    sentinel_kwargs: Mapping[str, Any] | None = None
+
+    @property
+    def lock_ms(self) -> int:
+        return int(self.lock_duration * 1000)
+
+    @property
+    def renew_after(self) -> float:
+        """Age in seconds at which a lock is renewed: a third of `lock_renew_time`, so that a stop of the process of half the lock's
+        duration (a long garbage collection, a blocked interpreter) costs no lock."""
+        return (self.lock_renew_time or self.lock_duration / 2) / 3
+
+    @property
+    def stalled_ms(self) -> int:
+        return int(self.stalled_interval * 1000)
+
+    @property
+    def limiter_max(self) -> int | str:
+        return self.limiter["max"] if self.limiter else ""
+
+    @property
+    def limiter_ms(self) -> int | str:
+        return int(self.limiter["duration"] * 1000) if self.limiter else ""
+
+    @property
+    def metrics_points(self) -> int | None:
+        if isinstance(self.metrics, Mapping):
+            return int(self.metrics.get("max_data_points", 0)) or None
+        return self.metrics or None
+
+
+_POSITIVE = ("lock_duration", "lock_renew_time", "stalled_interval", "drain_delay", "socket_timeout", "socket_connect_timeout")
+_NUMBERS = (*_POSITIVE, "health_check_interval")
+_INTEGERS = ("max_stalled_count", "max_retries_per_request", "max_len_events", "max_connections", "min_other_sentinels")
+_ORDERS = ("round_robin", "sorted", "priority")
+
+
+def check_options(given: Mapping[str, Any]) -> Options:
+    """`broker_transport_options` as Options. Unknown names warn; wrong types and values raise BadInput."""
+    known = {field.name for field in fields(Options)}
+    accepted: dict[str, Any] = {}
+    for name, value in given.items():
+        if name == "global_keyprefix":
+            if value:
+                raise BadInput("global_keyprefix would put every key where Node's BullMQ does not look: use the option 'prefix' instead")
+        elif name in known:
+            if value is not None:
+                accepted[name] = value
+            elif name in ("socket_timeout", "socket_connect_timeout"):
+                accepted[name] = None
+        elif name not in KOMBU_LEVEL and name not in WITHOUT_MEANING:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            warnings.warn(f"unknown broker transport option {name!r}{hint}", UserWarning, stacklevel=3)
+    _check_types(accepted)
+    return Options(**accepted)
+
+
+def _check_types(accepted: Mapping[str, Any]) -> None:
+    for name, value in accepted.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if name in _NUMBERS and value is not None and not is_number:
+            raise BadInput(f"broker transport option {name!r} must be a number of seconds, not {value!r}")
+        if name in _POSITIVE and value is not None and value <= 0:
+            raise BadInput(f"broker transport option {name!r} must be greater than 0, not {value!r}")
+        if name in _INTEGERS and not (isinstance(value, int) and is_number and value >= 0):
+            raise BadInput(f"broker transport option {name!r} must be an integer of at least 0, not {value!r}")
+        if name == "prefix" and (not isinstance(value, str) or not value):
+            raise BadInput(f"broker transport option 'prefix' must be a text that is not empty, not {value!r}")
+        if name == "queue_order_strategy" and value not in _ORDERS:
+            raise BadInput(f"broker transport option {name!r} must be one of {', '.join(_ORDERS)}, not {value!r}")
+        if name == "limiter":
+            check_limiter(value)
+        if name in ("remove_on_complete", "remove_on_fail"):
+            check_keep(name, value)
+        if name == "client_name" and (not isinstance(value, str) or re.search(r"\s", value)):
+            raise BadInput(f"broker transport option 'client_name' must be a text without blanks, not {value!r}")
+
+
+def check_limiter(value: Any) -> None:
+    if not isinstance(value, Mapping) or not {"max", "duration"} <= set(value):
+        raise BadInput(f"limiter must be {{'max': jobs, 'duration': seconds}}, not {value!r}")
+    for name in ("max", "duration"):
+        number = value[name]
+        if not isinstance(number, (int, float)) or isinstance(number, bool) or number <= 0:
+            raise BadInput(f"limiter[{name!r}] must be a number greater than 0, not {number!r}")
+
+
+def check_keep(name: str, value: Any) -> None:
+    """BullMQ's removeOnComplete/removeOnFail: true, false, a count, or {age (seconds), count, limit}."""
+    if isinstance(value, Mapping):
+        unknown = set(value) - {"age", "count", "limit"}
+        if unknown:
+            raise BadInput(f"{name}: unknown key {sorted(unknown)[0]!r}; known are age (seconds), count, limit")
+        for key, number in value.items():
+            if not isinstance(number, (int, float)) or isinstance(number, bool):
+                raise BadInput(f"{name}[{key!r}] must be a number, not {number!r}")
+    elif not isinstance(value, (bool, int)):
+        raise BadInput(f"{name} must be true, false, a count or {{age, count, limit}}, not {value!r}")

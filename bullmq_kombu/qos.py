@@ -1,0 +1,117 @@
+"""What a channel holds: how many jobs it may take, and what becomes of a message that is acknowledged or rejected.
+
+A job counts from when it is taken until its end is decided, whether or not it was acknowledged early: what a worker holds, reserved and
+running, never exceeds the prefetch count.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, NamedTuple
+
+from kombu.transport import virtual
+
+from bullmq_kombu.leases import Delivery
+
+logger = logging.getLogger(__name__)
+
+
+class Pushed(NamedTuple):
+    """A message of a queue that Celery made for itself; it is no job."""
+
+    queue: str
+    payload: str
+    broadcast: bool = False
+
+
+class QoS(virtual.QoS):
+    """See the module. `prefetch_count` 0 is no limit."""
+
+    def __init__(self, channel: Any, prefetch_count: int = 0) -> None:
+        # Not the base's: it would print unacknowledged messages when the interpreter ends.
+        self.channel = channel
+        self.prefetch_count = prefetch_count or 0
+        self._delivered: dict[str, Delivery | Pushed] = {}
+        self._held: set[Delivery] = set()
+
+    # -- room ------------------------------------------------------------------------------------------------------------
+
+    def can_consume(self) -> bool:
+        limit = self.prefetch_count
+        return not limit or len(self._held) + len(self.channel.leases.adrift) < limit
+
+    def can_consume_max_estimate(self) -> int | None:
+        limit = self.prefetch_count
+        return max(limit - len(self._held) - len(self.channel.leases.adrift), 0) if limit else None
+
+    def taken(self, one: Delivery | Pushed, tag: str | None = None) -> None:
+        if isinstance(one, Delivery):
+            self._delivered[one.tag] = one
+            if not one.settled:
+                self._held.add(one)
+        elif tag is not None:
+            self._delivered[tag] = one
+
+    def settled(self, delivery: Delivery) -> None:
+        self._held.discard(delivery)
+        self.channel.leases.adrift.discard(delivery)
+
+    # -- messages ----------------------------------------------------------------------------------------------------------
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """A message is handed to its consumer: it can tell its job from now on."""
+        one = self._delivered.get(delivery_tag)
+        if isinstance(one, Delivery):
+            message.delivery = one
+        elif one is None:
+            # A broadcast: acknowledging it means nothing.
+            self._delivered[delivery_tag] = Pushed("", "", broadcast=True)
+
+    def get(self, delivery_tag: str) -> Any:
+        return self._delivered[delivery_tag]
+
+    def ack(self, delivery_tag: str) -> None:
+        one = self._delivered.pop(delivery_tag, None)
+        if isinstance(one, Delivery) and not one.managed:
+            if one.reason is not None:
+                one.fail(one.reason, final=True)
+            else:
+                one.complete()
+
+    def done(self, delivery_tag: str) -> None:
+        """A message got without acknowledgement is done when it is handed over."""
+        self.ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        one = self._delivered.pop(delivery_tag, None)
+        if isinstance(one, Delivery):
+            if one.managed:
+                return
+            if requeue:
+                one.release()
+            else:
+                one.fail(one.reason or "rejected", final=True)
+        elif one is not None and requeue and not one.broadcast:
+            self.channel._push_back(one)
+
+    def restore_unacked(self) -> None:
+        """Jobs not started go back to the head of their queues, the last one first; running ones go on, and end, without this channel."""
+        for tag, one in reversed(list(self._delivered.items())):
+            self._delivered.pop(tag, None)
+            if isinstance(one, Delivery):
+                if not one.started:
+                    one.release()
+            elif not one.broadcast:
+                self.channel._push_back(one)
+        self.channel.leases.adrift.update(self._held)
+        self._held.clear()
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        try:
+            self.restore_unacked()
+        except Exception as error:
+            # Nothing is lost: the locks are not renewed any more, and the stalled check brings the jobs back.
+            logger.warning("jobs not started could not be put back at once: %s", error)
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        """Locks, not a visibility timeout, tell whether a worker is alive."""

@@ -1,0 +1,207 @@
+"""One typed method for each Lua file: order of arguments, packing, decoding. Knows nothing of what the scripts are used for.
+
+A script file names the fragments it needs in its header (`Uses: _queue _take`); they are put before it.
+`python -m bullmq_kombu.scripts --compose DIR` writes the scripts as the server gets them, for luacheck.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from hashlib import sha1
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from redis.exceptions import NoScriptError
+
+#: How many deliveries or jobs go into one call: a script of a few milliseconds at most, since the server does nothing else meanwhile.
+BATCH = 500
+
+
+class Server(Protocol):
+    """What a script needs of a connection: one command, its answer."""
+
+    def call(self, *command: Any) -> Any: ...
+
+
+class Script(NamedTuple):
+    name: str
+    text: str
+    sha: str
+
+
+class Taken(NamedTuple):
+    """One job as it was taken: where, its id, its hash before the activation."""
+
+    base: str
+    id: str
+    fields: dict[str, str]
+
+
+class QueueState(NamedTuple):
+    """What a take said of a queue: closed for `closed_ms` by a rate limit; its next delayed job is due at `due_ms` (0: none known)."""
+
+    base: str
+    closed_ms: int
+    due_ms: int
+
+
+class Worker(NamedTuple):
+    """Who takes: the token of the deliveries, the lock's duration, the name for `processedBy`, and its own rate limit."""
+
+    token: str
+    lock_ms: int
+    name: str = ""
+    limiter_max: int | str = ""
+    limiter_ms: int | str = ""
+
+
+class Ending(NamedTuple):
+    """How one delivery ends; the fields of `finish.lua`, in its order, with the queue's base for its number."""
+
+    what: str
+    base: str
+    id: str
+    token: str
+    text: str = ""
+    stack: str = ""
+    keep_count: int | str = ""
+    keep_age: int | str = ""
+    keep_limit: int | str = ""
+    number: int | str = ""
+    more: str = ""
+
+
+class NewJob(NamedTuple):
+    """One job to add; the fields of `add.lua`, in its order, with the queue's base for its number. Times are milliseconds."""
+
+    base: str
+    id: str
+    name: str
+    data: str
+    opts: str
+    timestamp: int
+    delay: int = 0
+    priority: int = 0
+    celery: str = ""
+    more: str = ""
+
+
+def _folder() -> Any:
+    return resources.files(__package__).joinpath("lua")
+
+
+@cache
+def load(name: str) -> Script:
+    """The script `name`.lua with its fragments before it."""
+    body = _folder().joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    uses = re.search(r"^Uses: (.+)$", body, re.MULTILINE)
+    parts = [_folder().joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in (uses.group(1).split() if uses else ())]
+    text = "\n".join([*parts, body])
+    return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+def names() -> list[str]:
+    """Every script; fragments, whose names begin with an underscore, are none."""
+    return sorted(file.name[:-4] for file in _folder().iterdir() if file.name.endswith(".lua") and not file.name.startswith("_"))
+
+
+def run(server: Server, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+    """Runs a script by its hash, and by its text where the server does not know it (yet, or any more)."""
+    script = load(name)
+    try:
+        return server.call("EVALSHA", script.sha, len(keys), *keys, *args)
+    except NoScriptError:
+        return server.call("EVAL", script.text, len(keys), *keys, *args)
+
+
+def _taken(bases: Sequence[str], flat: Sequence[Any]) -> list[Taken]:
+    jobs = []
+    for at in range(0, len(flat), 3):
+        fields = iter(flat[at + 2])
+        jobs.append(Taken(bases[flat[at] - 1], flat[at + 1], dict(zip(fields, fields, strict=True))))
+    return jobs
+
+
+def _states(bases: Sequence[str], flat: Sequence[int]) -> list[QueueState]:
+    return [QueueState(bases[flat[at] - 1], flat[at + 1], flat[at + 2]) for at in range(0, len(flat), 3)]
+
+
+def _numbered(items: Iterable[Any], bases: list[str]) -> Iterator[tuple[int, Any]]:
+    """Each item with the number of its base; bases not yet there are added."""
+    numbers = {base: number for number, base in enumerate(bases, 1)}
+    for item in items:
+        number = numbers.get(item.base)
+        if number is None:
+            bases.append(item.base)
+            number = numbers[item.base] = len(bases)
+        yield number, item
+
+
+def add(server: Server, jobs: Iterable[NewJob], now: int) -> list[str | int]:
+    """Stores jobs in one step. For each its id, or that of the job standing for it, or a code (`errors.job_error`; 0: the id is taken)."""
+    bases: list[str] = []
+    args: list[Any] = [now]
+    for number, job in _numbered(jobs, bases):
+        args.append(number)
+        args.extend(job[1:])
+    answer: list[str | int] = run(server, "add", bases, args)
+    return answer
+
+
+def take(server: Server, bases: Sequence[str], now: int, wanted: int, worker: Worker) -> tuple[list[Taken], list[QueueState]]:
+    """Activates up to `wanted` jobs of the queues, in their order."""
+    jobs, states = run(server, "take", bases, (now, wanted, *worker))
+    return _taken(bases, jobs), _states(bases, states)
+
+
+def finish(
+    server: Server, endings: Sequence[Ending], now: int, take_from: Sequence[str] = (), wanted: int = 0, worker: Worker | None = None
+) -> tuple[list[int], list[Taken], list[QueueState]]:
+    """Ends deliveries (a code for each, 0 when done) and takes the next jobs in the same step."""
+    bases = list(take_from)
+    args: list[Any] = [now, len(bases), wanted, *(worker or Worker("", 0))]
+    for number, ending in _numbered(endings, bases):
+        args.append(ending.what)
+        args.append(number)
+        args.extend(ending[2:])
+    codes, jobs, states = run(server, "finish", bases, args)
+    return codes, _taken(bases, jobs), _states(bases, states)
+
+
+def retry(
+    server: Server, base: str, job_id: str, token: str, now: int, delay: int,
+    reason: str = "", trace: str = "", more: str = "", fields: Sequence[Any] = (),
+) -> int:  # fmt: skip
+    """The job in hand becomes delayed or waiting again, with `fields` (name, value, …) written to its hash."""
+    code: int = run(server, "retry", (base,), (now, job_id, token, delay, reason, trace, more, *fields))
+    return code
+
+
+def extend(server: Server, held: Sequence[Any], lock_ms: int) -> list[int]:
+    """Keeps the locks of deliveries (anything with base, id, token). Returns the indexes of those that no longer hold theirs."""
+    bases: list[str] = []
+    args: list[Any] = [lock_ms]
+    for number, delivery in _numbered(held, bases):
+        args += (number, delivery.id, delivery.token)
+    return [place - 1 for place in run(server, "extend", bases, args)]
+
+
+def recover(server: Server, bases: Sequence[str], now: int, max_stalled_count: int, interval_ms: int) -> list[tuple[str, str]]:
+    """The stalled check. Returns the (base, id) of the jobs that wait again."""
+    flat = run(server, "recover", bases, (now, max_stalled_count, interval_ms))
+    return [(bases[flat[at] - 1], flat[at + 1]) for at in range(0, len(flat), 2)]
+
+
+def compose(directory: Path) -> None:
+    """Writes every script as the server gets it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in names():
+        directory.joinpath(f"{name}.lua").write_text(load(name).text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    compose(Path(sys.argv[sys.argv.index("--compose") + 1]))

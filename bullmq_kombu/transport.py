@@ -1,0 +1,186 @@
+"""Kombu's Transport: what it can do, and how it takes part in an event loop.
+
+`broker_transport_options` (times are seconds; see options.py for defaults and checks):
+
+    prefix                  BullMQ's prefix
+    lock_duration           how long a job stays a dead worker's
+    lock_renew_time         how often locks are renewed at least (half the duration)
+    stalled_interval        how often jobs of dead workers are looked for
+    max_stalled_count       how often a job may lose its worker before it is failed
+    drain_delay             the longest an idle worker waits without looking
+    remove_on_complete, remove_on_fail   what is kept of finished jobs: true, false, a count, or {age (s), count}
+    limiter                 {max, duration}: this worker's rate limit
+    metrics                 how many minutes of BullMQ's metrics to keep
+    max_len_events          length of a new queue's event stream
+    max_retries_per_request, connection, skip_version_check   as BullMQ's
+    socket_timeout, socket_connect_timeout, socket_keepalive, health_check_interval, max_connections, client_name,
+    queue_order_strategy, master_name, sentinel_kwargs, min_other_sentinels   as Kombu's Redis transport
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import socket
+import sys
+import time
+from typing import Any
+
+import redis
+from kombu.exceptions import InconsistencyError
+from kombu.transport import virtual
+from redis import exceptions
+
+from bullmq_kombu.channel import Channel
+from bullmq_kombu.connection import DEFAULT_PORT, Server, address_of, wait_any
+from bullmq_kombu.job_options import JobOptions
+from bullmq_kombu.leases import leases_of
+from bullmq_kombu.options import check_options
+
+
+def _install_celery_side() -> None:
+    """The one place where something below names Celery: a worker must work with nothing imported but its broker's transport."""
+    if "celery" in sys.modules:
+        importlib.import_module("bullmq_kombu.celery")
+
+
+class Transport(virtual.Transport):
+    """BullMQ's queues for Kombu."""
+
+    Channel = Channel
+
+    #: Celery then broadcasts events and runs gossip, mingle and worker_disable_prefetch as it does for `redis://`.
+    driver_type = "redis"
+    driver_name = "bullmq"
+    default_port = DEFAULT_PORT
+    polling_interval = None
+
+    implements = virtual.Transport.implements.extend(
+        asynchronous=True, heartbeats=False, exchange_type=frozenset(["direct", "topic", "fanout"])
+    )
+
+    connection_errors = (
+        *virtual.Transport.connection_errors, InconsistencyError, OSError, exceptions.ConnectionError, exceptions.BusyLoadingError,
+        exceptions.AuthenticationError, exceptions.TimeoutError, exceptions.ReadOnlyError,
+    )  # fmt: skip
+    channel_errors = (
+        *virtual.Transport.channel_errors, exceptions.DataError, exceptions.InvalidResponse, exceptions.ResponseError,
+    )  # fmt: skip
+    recoverable_connection_errors = connection_errors
+    recoverable_channel_errors = ()
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        _install_celery_side()
+        self.options = check_options(client.transport_options)
+        self.server = Server(address_of(client), self.options)
+        self.leases = leases_of(self.server.address, self.options)
+        #: Queues that Celery made for itself, declared on this connection: how long each is kept, ms.
+        self.transient: dict[str, int] = {}
+        #: Other queues: whether they are of that kind, and until when that is believed.
+        self.known: dict[str, tuple[bool, float]] = {}
+        self.job_options: JobOptions | None = None
+        self._loop: Any = None
+        self._watched: dict[int, Any] = {}
+        self._tick: Any = None
+
+    def driver_version(self) -> str:
+        return str(redis.__version__)
+
+    # -- a plain loop ----------------------------------------------------------------------------------------------------
+
+    def establish_connection(self) -> Any:
+        self.server.closed = False
+        self.server.call("PING")
+        return super().establish_connection()
+
+    def verify_connection(self, connection: Any) -> bool:
+        return not self.server.closed
+
+    def drain_events(self, connection: Any, timeout: float | None = None) -> None:
+        channels = [channel for channel in self.channels if channel._consumers]
+        if len(channels) == 1:
+            channels[0].drain_events(timeout)
+            return
+        if not channels:
+            if timeout is None:
+                raise OSError("nothing consumes on this connection")
+            time.sleep(timeout)
+            raise socket.timeout("timed out")
+        self._drain_many(channels, timeout)
+
+    def _drain_many(self, channels: list[Channel], timeout: float | None) -> None:
+        """Several channels of one connection wait together."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            watched: dict[int, Channel] = {}
+            for channel in channels:
+                channel.touch()
+                if channel.deliver_one() or (channel.fetch() and channel.deliver_one()):
+                    self.channels.append(self.channels.pop(0))
+                    return
+                for descriptor in channel.descriptors():
+                    watched[descriptor] = channel
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                raise socket.timeout("timed out")
+            if any(channel._has_hot_jobs() for channel in channels):
+                continue
+            for descriptor in wait_any(list(watched), min(left, 1.0) if left is not None else 1.0):
+                watched[descriptor].on_readable(descriptor)
+
+    # -- Celery's event loop -----------------------------------------------------------------------------------------------
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        self._forget_loop()
+        self._loop = loop
+
+        def on_tick() -> None:
+            self._on_tick(loop)
+
+        self._tick = on_tick
+        loop.on_tick.add(on_tick)
+
+    def _on_tick(self, loop: Any) -> None:
+        wanted: dict[int, Channel] = {}
+        for channel in list(self.channels):
+            if not channel._consumers:
+                continue
+            if channel.turn():
+                channel._waker.wake()
+            if channel.closed or loop is not self._loop:
+                return
+            for descriptor in channel.descriptors():
+                wanted[descriptor] = channel
+        for descriptor in [one for one in self._watched if wanted.get(one) is not self._watched[one]]:
+            self._unwatch(descriptor)
+        for descriptor, channel in wanted.items():
+            if descriptor not in loop.readers:
+                loop.add_reader(descriptor, self._on_readable, channel, descriptor)
+                self._watched[descriptor] = channel
+
+    def _on_readable(self, channel: Channel, descriptor: int) -> None:
+        if not channel.closed:
+            channel.on_readable(descriptor)
+
+    def _unwatch(self, descriptor: int) -> None:
+        if self._watched.pop(descriptor, None) is not None and self._loop is not None:
+            with contextlib.suppress(Exception):
+                self._loop.remove_reader(descriptor)
+
+    def _forget_loop(self) -> None:
+        loop = self._loop
+        if loop is None:
+            return
+        for descriptor in list(self._watched):
+            self._unwatch(descriptor)
+        loop.on_tick.discard(self._tick)
+        self._loop = None
+
+    def close_connection(self, connection: Any) -> None:
+        self._forget_loop()
+        super().close_connection(connection)
+        self.server.close()
+
+
+_install_celery_side()
