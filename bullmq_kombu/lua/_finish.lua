@@ -1,29 +1,51 @@
 -- Fragment: the end of one delivery of a job. Needs _queue, _parents, _add.
 -- Every function answers 0 or BullMQ's error code, and changes nothing where it is not 0.
 
+-- What leaving `active` writes is collected in the queue's table and written by `settle`, once for many jobs:
+-- locks to delete, ids to take out of `stalled`, and the members that `completed` and `failed` get.
+
+local function settle(q)
+  if q.locks then
+    call('DEL', unpack(q.locks))
+    call('SREM', q.base .. 'stalled', unpack(q.left))
+    q.locks, q.left = nil, nil
+  end
+  for target, members in pairs(q.finished or {}) do
+    call('ZADD', q.base .. target, unpack(members))
+  end
+  q.finished = nil
+end
+
 -- Takes the lock away from this delivery: 0, -2 (nobody holds it) or -6 (another delivery does). Token '0' asks nobody.
 local function unlock(q, id, token)
-  if token ~= '0' then
-    local held = call('GET', q.base .. id .. ':lock')
-    if not held then
-      return -2
-    elseif held ~= token then
-      return -6
-    end
-    call('DEL', q.base .. id .. ':lock')
-    call('SREM', q.base .. 'stalled', id)
+  if token == '0' then
+    return 0
   end
+  local key = q.base .. id .. ':lock'
+  local held = call('GET', key)
+  if held ~= token then
+    return held and -6 or -2
+  end
+  if not q.locks or #q.locks > 1000 then
+    settle(q)
+    q.locks, q.left = {}, {}
+  end
+  q.locks[#q.locks + 1] = key
+  q.left[#q.left + 1] = id
   return 0
 end
 
--- Out of `active`, guarded: 0, -1 (no such job), -2, -6 or -3 (not active). Looks from the newest end.
+-- Out of `active`, guarded: 0, -2, -6 or -3 (not active). The list is searched from the end where a job of this call was
+-- last: jobs mostly end in the order in which they were taken, but old ones may lie at the tail for long.
 local function leave_active(q, id, token)
-  if call('EXISTS', q.base .. id) == 0 then
-    return -1
-  end
   local code = unlock(q, id, token)
-  if code == 0 and call('LREM', q.base .. 'active', 1, id) == 0 then
-    code = -3
+  if code == 0 then
+    if q.from == nil then
+      q.from = call('LINDEX', q.base .. 'active', -1) == id and -1 or 1
+    end
+    if call('LREM', q.base .. 'active', q.from, id) == 0 then
+      code = -3
+    end
   end
   return code
 end
@@ -86,39 +108,50 @@ end
 -- {count, age, limit} with count -1 for all and 0 for none; `more` may hold log, metrics, tm.
 local function finish(q, target, id, token, now, text, stack, keep, attempts, more)
   local key = q.base .. id
-  if target == 'completed' and call('EXISTS', key) == 1 then
-    if call('EXISTS', key .. ':dependencies') == 1 then
-      return -4
-    elseif call('EXISTS', key .. ':unsuccessful') == 1 then
-      return -9
-    end
+  local found = call('HMGET', key, 'name', 'atm', 'defa', 'deid', 'parentKey', 'parent')
+  if not found[1] and call('EXISTS', key) == 0 then
+    return -1
+  end
+  local is_completed = target == 'completed'
+  if is_completed and call('EXISTS', key .. ':dependencies', key .. ':unsuccessful') > 0 then
+    return call('EXISTS', key .. ':dependencies') == 1 and -4 or -9
   end
   local code = leave_active(q, id, token)
   if code ~= 0 then
     return code
   end
-  local property = target == 'completed' and 'returnvalue' or 'failedReason'
-  local found = call('HMGET', key, 'deid', 'parentKey', 'parent')
-  if found[1] then
-    release_deduplication(q, id, found[1], now)
+  local property = is_completed and 'returnvalue' or 'failedReason'
+  local made = (tonumber(found[2] or 0) or 0) + 1
+  local dedup, parent_key = found[4], found[5]
+  if dedup or parent_key then
+    settle(q)
   end
-  if found[2] then
-    if target == 'completed' then
-      child_completed(key, found[2], text, now)
+  if dedup then
+    release_deduplication(q, id, dedup, now)
+  end
+  if parent_key then
+    if is_completed then
+      child_completed(key, parent_key, text, now)
     else
-      child_failed(key, found[2], found[3], text, now)
+      child_failed(key, parent_key, found[6], text, now)
     end
   end
-  local made = call('HINCRBY', key, 'atm', 1)
   if keep.count == 0 then
-    detach_from_parent(key, found[2])
+    detach_from_parent(key, parent_key)
     delete_job_keys(key)
   else
-    call('ZADD', q.base .. target, now, id)
-    call('HSET', key, property, text, 'finishedOn', now)
-    call('HDEL', key, 'defa')
+    q.finished = q.finished or {}
+    local members = q.finished[target] or {}
+    q.finished[target] = members
+    members[#members + 1] = now
+    members[#members + 1] = id
     if stack ~= '' then
-      call('HSET', key, 'stacktrace', stack)
+      call('HSET', key, property, text, 'finishedOn', now, 'atm', made, 'stacktrace', stack)
+    else
+      call('HSET', key, property, text, 'finishedOn', now, 'atm', made)
+    end
+    if found[3] then
+      call('HDEL', key, 'defa')
     end
     if more.tm then
       call('HSET', key, 'tm', more.tm)
@@ -142,10 +175,11 @@ end
 local function try_again(q, id, token, now, reason, stack, delay, more)
   local key = q.base .. id
   promote_due(q, now)
-  local code = leave_active(q, id, token)
+  local code = call('EXISTS', key) == 1 and leave_active(q, id, token) or -1
   if code ~= 0 then
     return code
   end
+  settle(q)
   if reason ~= '' then
     call('HSET', key, 'failedReason', reason)
   end
@@ -180,10 +214,11 @@ end
 
 -- Back to the head of the queue as if it had not been taken; no attempt is counted.
 local function put_back(q, id, token)
-  local code = leave_active(q, id, token)
+  local code = call('EXISTS', q.base .. id) == 1 and leave_active(q, id, token) or -1
   if code ~= 0 then
     return code
   end
+  settle(q)
   call('HDEL', q.base .. id, 'defa')
   line_up_first(q, id, priority_of(q, id))
   wake(q)

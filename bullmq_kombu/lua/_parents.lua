@@ -101,10 +101,20 @@ end
 
 -- Removes finished jobs by retention: no event, their deduplication keys stay.
 local function forget_jobs(q, ids)
+  local keys = {}
   for _, id in ipairs(ids) do
     local key = q.base .. id
     detach_from_parent(key, call('HGET', key, 'parentKey'))
-    delete_job_keys(key)
+    local at = #keys
+    keys[at + 1], keys[at + 2], keys[at + 3] = key, key .. ':logs', key .. ':dependencies'
+    keys[at + 4], keys[at + 5], keys[at + 6] = key .. ':processed', key .. ':failed', key .. ':unsuccessful'
+    if #keys >= 3000 then
+      call('DEL', unpack(keys))
+      keys = {}
+    end
+  end
+  if #keys > 0 then
+    call('DEL', unpack(keys))
   end
 end
 

@@ -1,5 +1,5 @@
 -- Fragment: one queue's settings, its events, its wake-up markers and the places where jobs wait.
--- A queue is a table {base, paused, slots, max, duration}; `base` is "prefix:name:" and every key is derived from it.
+-- A queue is a table {base, events, paused, slots, max, duration}; `base` is "prefix:name:" and every key is derived from it.
 local call = redis.call
 
 local EVENTS_KEPT = '10000'
@@ -10,6 +10,7 @@ local function open_queue(base)
   local found = call('HMGET', base .. 'meta', 'paused', 'concurrency', 'max', 'duration')
   return {
     base = base,
+    events = base .. 'events',
     paused = found[1] and true or false,
     slots = tonumber(found[2] or nil),
     max = tonumber(found[3] or nil),
@@ -30,11 +31,11 @@ local function events_kept(q)
 end
 
 local function emit(q, ...)
-  call('XADD', q.base .. 'events', '*', 'event', ...)
+  call('XADD', q.events, '*', 'event', ...)
 end
 
 local function emit_trimming(q, ...)
-  call('XADD', q.base .. 'events', 'MAXLEN', '~', events_kept(q), '*', 'event', ...)
+  call('XADD', q.events, 'MAXLEN', '~', events_kept(q), '*', 'event', ...)
 end
 
 -- No job may start now: the queue is paused, or as many run as the global concurrency allows.

@@ -10,13 +10,17 @@ local function fail_ghost(q, id, now)
   emit(q, 'failed', 'jobId', id, 'failedReason', reason, 'prev', 'waiting')
 end
 
-local function is_deferred_failure(hash)
+-- How often the job was started, and whether it is only to be failed (`defa`).
+local function look_at(hash)
+  local started, deferred = 0, false
   for i = 1, #hash, 2 do
-    if hash[i] == 'defa' then
-      return true
+    if hash[i] == 'ats' then
+      started = tonumber(hash[i + 1]) or 0
+    elseif hash[i] == 'defa' then
+      deferred = true
     end
   end
-  return false
+  return started, deferred
 end
 
 -- Takes ids out of `wait` (its tail is next), then out of `prioritized`.
@@ -85,13 +89,13 @@ local function take(q, now, wanted, worker)
       taken[#taken + 1] = id
       call('SET', key .. ':lock', worker.token, 'PX', worker.lock_ms)
       emit(q, 'active', 'jobId', id, 'prev', 'waiting')
+      local started, deferred = look_at(hash)
       if worker.name ~= '' then
-        call('HSET', key, 'processedOn', now, 'pb', worker.name)
+        call('HSET', key, 'processedOn', now, 'ats', started + 1, 'pb', worker.name)
       else
-        call('HSET', key, 'processedOn', now)
+        call('HSET', key, 'processedOn', now, 'ats', started + 1)
       end
-      call('HINCRBY', key, 'ats', 1)
-      if max and not is_deferred_failure(hash) then
+      if max and not deferred then
         counted = counted + 1
       end
     end

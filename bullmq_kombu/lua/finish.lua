@@ -20,6 +20,7 @@ local function prune_later(q, target, keep)
   local key = q.base .. target
   local before = kept[key]
   if before and (before.keep.count ~= keep.count or before.keep.age ~= keep.age) then
+    settle(q)
     prune(q, target, before.keep, now)
   end
   kept[key] = { q = q, target = target, keep = keep }
@@ -54,6 +55,9 @@ for at = HEAD + 1, #ARGV, EACH do
   codes[#codes + 1] = code
 end
 
+for _, q in pairs(opened) do
+  settle(q)
+end
 for _, set in pairs(kept) do
   prune(set.q, set.target, set.keep, now)
 end
