@@ -196,6 +196,24 @@ def recover(server: Server, bases: Sequence[str], now: int, max_stalled_count: i
     return [(bases[flat[at] - 1], flat[at + 1]) for at in range(0, len(flat), 2)]
 
 
+def update_progress(server: Server, base: str, job_id: str, progress: str) -> int:
+    """`progress` is JSON. 0, or -1 where there is no such job."""
+    code: int = run(server, "update_progress", (base,), (job_id, progress))
+    return code
+
+
+def add_log(server: Server, base: str, job_id: str, line: str, keep: int | None = None) -> int:
+    """A line for the job's log, of which the newest `keep` stay. How many there are now, or -1 where there is no such job."""
+    count: int = run(server, "add_log", (base,), (job_id, line, "" if keep is None else keep))
+    return count
+
+
+def update_data(server: Server, base: str, job_id: str, data: str) -> int:
+    """`data` is JSON. 0, or -1 where there is no such job."""
+    code: int = run(server, "update_data", (base,), (job_id, data))
+    return code
+
+
 def compose(directory: Path) -> None:
     """Writes every script as the server gets it."""
     directory.mkdir(parents=True, exist_ok=True)
