@@ -30,12 +30,12 @@ from bullmq_kombu import scripts
 from bullmq_kombu.bindings import Bindings
 from bullmq_kombu.carry import current
 from bullmq_kombu.codec import NotAJob, Outgoing, job_of, message_of
-from bullmq_kombu.connection import Server, wait_any
+from bullmq_kombu.connection import Server, Wire, wait_any
 from bullmq_kombu.errors import JobError, job_error
 from bullmq_kombu.fanout import Fanout
 from bullmq_kombu.job_options import JobOptions, check_size, make_job_options
 from bullmq_kombu.keys import KombuKeys, queue_base
-from bullmq_kombu.leases import Delivery, Leases, now_ms
+from bullmq_kombu.leases import Delivery, Flight, Leases, now_ms
 from bullmq_kombu.options import REMOVE_ON_COMPLETE, REMOVE_ON_FAIL, Options
 from bullmq_kombu.poller import Poller
 from bullmq_kombu.qos import Pushed, QoS
@@ -79,6 +79,8 @@ class Channel(virtual.Channel):
         self._touched = time.monotonic()
         self._no_ack: set[str] = set()
         self._ready: deque[tuple[str, Any]] = deque()
+        self._flight: Flight | None = None
+        self._flight_wire: Wire | None = None
         self._jobs: Poller | None = None
         self._lists: Poller | None = None
         self._list_of: dict[str, str] = {}
@@ -363,7 +365,7 @@ class Channel(virtual.Channel):
         room: int | None = qos.can_consume_max_estimate()
         if room is None:
             return UNLIMITED_TAKE
-        return room - len(self._ready)
+        return room - len(self._ready) - (self._flight.wanted if self._flight is not None else 0)
 
     def fetch(self) -> bool:
         """Takes what is there and may be held; True if anything came."""
@@ -378,21 +380,52 @@ class Channel(virtual.Channel):
                 payloads = scripts.run(self.server, "pop", (self.keys.base,), (queue, wanted))
                 self._ready.extend((queue, Pushed(queue, payload)) for payload in payloads)
                 lists.learned((base,), (scripts.QueueState(base, 0, 0),), len(payloads) >= wanted, 0)
-        if jobs is not None:
-            bases = jobs.hot(self.options.queue_order_strategy)
-            if bases:
-                wanted = self._wanted()
-                if wanted > 0:
-                    deliveries, states = self.leases.take(self.server, bases, wanted, self._on_settled)
-                    jobs.learned(bases, states, len(deliveries) >= wanted, 0)
-                    for delivery in deliveries:
-                        self._ready.append((self._queue_of[delivery.base], delivery))
+        if self._flight is not None or self._begin_take(self._wanted()):
+            self._end_take()
         return len(self._ready) > before
+
+    def _begin_take(self, wanted: int) -> bool:
+        """Asks for up to `wanted` jobs, without waiting for the answer; False if there is nothing to ask for."""
+        jobs = self._jobs
+        if jobs is None or wanted <= 0:
+            return False
+        bases = jobs.hot(self.options.queue_order_strategy)
+        if not bases:
+            return False
+        wire = self._flight_wire
+        if wire is None:
+            wire = self._flight_wire = self.server.wire(self.options.client_name)
+        self._flight = Flight(self.leases, wire, bases, wanted, self._on_settled)
+        return True
+
+    def _end_take(self) -> None:
+        """Waits for the answer, and keeps what it brought for delivery."""
+        flight, self._flight = self._flight, None
+        if flight is None or self._jobs is None:
+            return
+        deliveries, states = flight.land()
+        self._jobs.learned(flight.bases, states, len(deliveries) >= flight.wanted, 0)
+        for delivery in deliveries:
+            queue = self._queue_of.get(delivery.base)
+            if queue is None:
+                delivery.release()  # cancelled meanwhile
+            else:
+                self._ready.append((queue, delivery))
+
+    def _take_ahead(self) -> None:
+        """While messages wait for delivery here, the next ones are asked for as soon as half of the prefetch count is free, so that the
+        server works while the consumer does."""
+        if self._flight is None and self._jobs is not None:
+            wanted = self._wanted()
+            if wanted > 1 and 2 * wanted >= self.qos.prefetch_count:
+                self._begin_take(wanted)
 
     def deliver_one(self) -> bool:
         """Hands the next message to its consumer; False if there is none."""
         while self._ready:
             queue, one = self._ready.popleft()
+            if self._ready:
+                self._take_ahead()
             payload = self._payload_of(queue, one) if isinstance(one, Delivery) else self._opened(one)
             if payload is not None:
                 self.connection._deliver(payload, queue)
@@ -528,10 +561,14 @@ class Channel(virtual.Channel):
             return
         queues = set(self._active_queues)
         with contextlib.suppress(*self._errors()):
+            self._end_take()
+        with contextlib.suppress(*self._errors()):
             self._put_back_undelivered()
         for consumer in list(self._consumers):
             with contextlib.suppress(*self._errors()):
                 self.basic_cancel(consumer)
+        if self._flight_wire is not None:
+            self._flight_wire.close()
         for poller in (self._jobs, self._lists):
             if poller is not None:
                 poller.stop()

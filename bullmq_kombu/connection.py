@@ -33,6 +33,11 @@ from redis.retry import Retry
 from bullmq_kombu.errors import BadInput
 from bullmq_kombu.options import Options
 
+try:
+    import hiredis
+except ImportError:
+    hiredis = None
+
 logger = logging.getLogger(__name__)
 
 DEFAULT_HOST = "127.0.0.1"
@@ -183,10 +188,10 @@ class Wire:
     def send(self, *command: Any) -> None:
         connection = self.open()
         try:
-            packed = connection.pack_command(*command)
+            packed = _pack(connection, command)
         except UnicodeEncodeError:
             # An id or a text of somebody else's that is no UTF-8 goes back as it came.
-            packed = connection.pack_command(*(_as_bytes(part) for part in command))
+            packed = _pack(connection, tuple(_as_bytes(part) for part in command))
         try:
             connection.send_packed_command(packed, check_health=False)
         except BaseException:
@@ -240,6 +245,13 @@ class Wire:
             connection.disconnect()
 
 
+def _pack(connection: Any, command: tuple[Any, ...]) -> Any:
+    """The command as bytes. hiredis does it in one step; redis-py looks at each argument before it asks hiredis."""
+    if hiredis is not None:
+        return [hiredis.pack_command(command)]
+    return connection.pack_command(*command)
+
+
 def _as_bytes(part: Any) -> Any:
     return part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
 
@@ -269,7 +281,7 @@ class Server:
 
     def call(self, *command: Any) -> Any:
         """One command and its answer. Sent once more where the connection used had died since its last answer."""
-        wire = self._borrow()
+        wire = self.lend()
         try:
             try:
                 return wire.call(*command)
@@ -288,9 +300,10 @@ class Server:
                 self._locator.moved()
             raise
         finally:
-            self._give_back(wire)
+            self.give_back(wire)
 
-    def _borrow(self) -> Wire:
+    def lend(self) -> Wire:
+        """A wire for a short while; `give_back` must follow."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             inherited, self._idle = self._idle, deque()
@@ -301,7 +314,8 @@ class Server:
         except IndexError:
             return self.wire(self.options.client_name)
 
-    def _give_back(self, wire: Wire) -> None:
+    def give_back(self, wire: Wire) -> None:
+        """Takes a lent wire back; nothing may be on its way on it."""
         if self.closed or len(self._idle) >= IDLE_WIRES or not wire.is_open:
             wire.close()
         else:

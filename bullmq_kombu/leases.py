@@ -31,7 +31,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bullmq_kombu import scripts
 from bullmq_kombu.attempts import add_trace, backoff_ms, has_attempt_left, keep_of
-from bullmq_kombu.connection import Address, Server
+from bullmq_kombu.connection import Address, Server, Wire
 from bullmq_kombu.errors import job_error
 from bullmq_kombu.job_options import read_stored
 from bullmq_kombu.options import Options
@@ -137,6 +137,56 @@ def _number(value: Any) -> int:
         return 0
 
 
+class Flight:
+    """One call on its way that sends the ends that wait and takes up to `wanted` jobs. `land` reads its answer, once."""
+
+    __slots__ = ("_answer", "_bases", "_leases", "_on_settled", "_pending", "_renewed", "_worker", "wanted", "wire")
+
+    def __init__(
+        self, leases: Leases, wire: Wire, bases: Sequence[str], wanted: int, on_settled: Callable[[Delivery], None]
+    ) -> None:
+        self.wire = wire
+        self.wanted = wanted
+        self._leases = leases
+        self._bases = bases
+        self._on_settled = on_settled
+        self._renewed = time.monotonic()
+        self._worker = leases.worker()
+        self._pending = leases.pending()
+        try:
+            if self._pending:
+                endings = [ending for _, ending in self._pending]
+                self._answer = scripts.finish_later(wire, endings, now_ms(), bases, wanted, self._worker)
+            else:
+                self._answer = scripts.take_later(wire, bases, now_ms(), wanted, self._worker)
+        except BaseException:
+            leases.wait_on(self._pending)
+            raise
+
+    @property
+    def bases(self) -> Sequence[str]:
+        return self._bases
+
+    def land(self) -> tuple[list[Delivery], list[scripts.QueueState]]:
+        """The jobs taken, and what is known of the queues now. Where the answer is lost, the ends are sent again later; a job that was
+        taken by it comes back when its lock has expired."""
+        leases = self._leases
+        try:
+            answer = self._answer.answer()
+        except BaseException:
+            leases.wait_on(self._pending)
+            raise
+        if self._pending:
+            codes, taken, states = scripts.finish_answer(self._bases, answer)
+            leases.sent(self._pending, codes)
+        else:
+            _, taken, states = scripts.finish_answer(self._bases, [(), *answer])
+        token, renewed, on_settled = self._worker.token, self._renewed, self._on_settled
+        deliveries = [Delivery(leases, one, token, renewed, on_settled) for one in taken]
+        leases.hold(deliveries)
+        return deliveries, states
+
+
 class Leases:
     """All deliveries of this process for one server and prefix."""
 
@@ -171,25 +221,18 @@ class Leases:
         self, server: Server, bases: Sequence[str], wanted: int, on_settled: Callable[[Delivery], None]
     ) -> tuple[list[Delivery], list[scripts.QueueState]]:
         """Sends the ends that wait and takes up to `wanted` jobs, in one call."""
-        worker = self.worker()
-        renewed = time.monotonic()
-        pending = self._pending()
+        flight = Flight(self, server.lend(), bases, wanted, on_settled)
         try:
-            if pending:
-                codes, taken, states = scripts.finish(server, [ending for _, ending in pending], now_ms(), bases, wanted, worker)
-                self._sent(pending, codes)
-            else:
-                taken, states = scripts.take(server, bases, now_ms(), wanted, worker)
-        except BaseException:
-            self._endings.extendleft(reversed(pending))
-            self._arm()
-            raise
-        deliveries = [Delivery(self, one, worker.token, renewed, on_settled) for one in taken]
+            return flight.land()
+        finally:
+            server.give_back(flight.wire)
+
+    def hold(self, deliveries: Sequence[Delivery]) -> None:
+        """Their locks are renewed from now on."""
         for delivery in deliveries:
             self._held[delivery.tag] = delivery
         if deliveries:
             self._ensure_thread()
-        return deliveries, states
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -214,18 +257,24 @@ class Leases:
     def send(self, server: Server | None = None) -> None:
         """Sends every end that waits. Raises what Redis raises; then they wait on."""
         while self._endings:
-            pending = self._pending()
+            pending = self.pending()
             if not pending:
                 continue
             try:
                 codes, _, _ = scripts.finish(server or self._server, [ending for _, ending in pending], now_ms())
             except BaseException:
-                self._endings.extendleft(reversed(pending))
-                self._arm()
+                self.wait_on(pending)
                 raise
-            self._sent(pending, codes)
+            self.sent(pending, codes)
 
-    def _pending(self) -> list[tuple[Delivery, Ending]]:
+    def wait_on(self, pending: Sequence[tuple[Delivery, Ending]]) -> None:
+        """They could not be sent, or nobody knows: they go first the next time."""
+        if pending:
+            self._endings.extendleft(reversed(pending))
+            self._arm()
+
+    def pending(self) -> list[tuple[Delivery, Ending]]:
+        """Takes out the ends to send next; `sent` or `wait_on` must follow."""
         pending: list[tuple[Delivery, Ending]] = []
         self._sending_since = None
         endings = self._endings
@@ -241,7 +290,7 @@ class Leases:
             self._arm()
         return pending
 
-    def _sent(self, pending: Sequence[tuple[Delivery, Ending]], codes: Sequence[int]) -> None:
+    def sent(self, pending: Sequence[tuple[Delivery, Ending]], codes: Sequence[int]) -> None:
         for (delivery, ending), code in zip(pending, codes, strict=True):
             if ending.what == "commit":
                 continue
@@ -282,10 +331,9 @@ class Leases:
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _ensure_thread(self) -> None:
-        thread = self._thread
-        if thread is None or not thread.is_alive():
+        if self._thread is None:
             with self._lock:
-                if self._thread is None or not self._thread.is_alive():
+                if self._thread is None:
                     self._thread = threading.Thread(target=self._keep, name="bullmq-leases", daemon=True)
                     self._thread.start()
 
@@ -312,6 +360,9 @@ class Leases:
                 time.sleep(SEND_WITHIN_S)
         self._server.close()
         self._server.closed = False
+        self._thread = None
+        if self._held or self._endings or self._consumed:
+            self._ensure_thread()  # added while this one was on its way out
 
     def _turn(self) -> float:
         """Does what is due; returns for how long nothing will be (seconds)."""

@@ -27,6 +27,14 @@ class Server(Protocol):
     def call(self, *command: Any) -> Any: ...
 
 
+class Wire(Server, Protocol):
+    """A connection whose answers may be read later."""
+
+    def send(self, *command: Any) -> None: ...
+
+    def read(self) -> Any: ...
+
+
 class Script(NamedTuple):
     name: str
     text: str
@@ -57,6 +65,9 @@ class Worker(NamedTuple):
     name: str = ""
     limiter_max: int | str = ""
     limiter_ms: int | str = ""
+
+
+_NOBODY = Worker("", 0)
 
 
 class Ending(NamedTuple):
@@ -109,13 +120,29 @@ def names() -> list[str]:
     return sorted(file.name[:-4] for file in _folder().iterdir() if file.name.endswith(".lua") and not file.name.startswith("_"))
 
 
-def run(server: Server, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+def run(server: Server, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
     """Runs a script by its hash, and by its text where the server does not know it (yet, or any more)."""
     script = load(name)
     try:
         return server.call("EVALSHA", script.sha, len(keys), *keys, *args)
     except NoScriptError:
         return server.call("EVAL", script.text, len(keys), *keys, *args)
+
+
+class Flight:
+    """A script sent whose answer is read later, so that its work and the caller's go on at the same time. For a wire of one's own."""
+
+    __slots__ = ("_args", "_keys", "_script", "_wire")
+
+    def __init__(self, wire: Wire, name: str, keys: Sequence[Any], args: Sequence[Any]) -> None:
+        self._wire, self._script, self._keys, self._args = wire, load(name), keys, args
+        wire.send("EVALSHA", self._script.sha, len(keys), *keys, *args)
+
+    def answer(self) -> Any:
+        try:
+            return self._wire.read()
+        except NoScriptError:
+            return self._wire.call("EVAL", self._script.text, len(self._keys), *self._keys, *self._args)
 
 
 def _taken(bases: Sequence[str], flat: Sequence[Any]) -> list[Taken]:
@@ -154,21 +181,46 @@ def add(server: Server, jobs: Iterable[NewJob], now: int) -> list[str | int]:
 
 def take(server: Server, bases: Sequence[str], now: int, wanted: int, worker: Worker) -> tuple[list[Taken], list[QueueState]]:
     """Activates up to `wanted` jobs of the queues, in their order."""
-    jobs, states = run(server, "take", bases, (now, wanted, *worker))
-    return _taken(bases, jobs), _states(bases, states)
+    _, jobs, states = finish_answer(bases, [(), *run(server, "take", bases, (now, wanted, *worker))])
+    return jobs, states
+
+
+def take_later(wire: Wire, bases: Sequence[str], now: int, wanted: int, worker: Worker) -> Flight:
+    """As `take`; `finish_answer(bases, [(), *answer])` reads the answer."""
+    return Flight(wire, "take", bases, (now, wanted, *worker))
 
 
 def finish(
     server: Server, endings: Sequence[Ending], now: int, take_from: Sequence[str] = (), wanted: int = 0, worker: Worker | None = None
-) -> tuple[list[int], list[Taken], list[QueueState]]:
+) -> tuple[Sequence[int], list[Taken], list[QueueState]]:
     """Ends deliveries (a code for each, 0 when done) and takes the next jobs in the same step."""
+    bases, args = _finish_command(endings, now, take_from, wanted, worker)
+    return finish_answer(bases, run(server, "finish", bases, args))
+
+
+def finish_later(
+    wire: Wire, endings: Sequence[Ending], now: int, take_from: Sequence[str] = (), wanted: int = 0, worker: Worker | None = None
+) -> Flight:
+    """As `finish`; `finish_answer(take_from, answer)` reads the answer."""
+    bases, args = _finish_command(endings, now, take_from, wanted, worker)
+    return Flight(wire, "finish", bases, args)
+
+
+def _finish_command(
+    endings: Sequence[Ending], now: int, take_from: Sequence[str], wanted: int, worker: Worker | None
+) -> tuple[list[str], list[Any]]:
     bases = list(take_from)
-    args: list[Any] = [now, len(bases), wanted, *(worker or Worker("", 0))]
+    args: list[Any] = [now, len(bases), wanted, *(worker or _NOBODY)]
     for number, ending in _numbered(endings, bases):
         args.append(ending.what)
         args.append(number)
         args.extend(ending[2:])
-    codes, jobs, states = run(server, "finish", bases, args)
+    return bases, args
+
+
+def finish_answer(bases: Sequence[str], answer: Sequence[Any]) -> tuple[Sequence[int], list[Taken], list[QueueState]]:
+    """Codes, jobs, queue states."""
+    codes, jobs, states = answer
     return codes, _taken(bases, jobs), _states(bases, states)
 
 
