@@ -1,7 +1,7 @@
 """Kombu's verbs (declare, bind, publish, consume, acknowledge) said in BullMQ's words.
 
-A durable queue is the BullMQ queue of the same name. A queue that Celery makes for itself (auto_delete or exclusive) is a list that expires,
-or, bound to a fanout exchange, nothing but a subscription.
+A durable queue is the BullMQ queue of the same name. A queue that Celery makes for itself (auto_delete or exclusive) is a list that
+expires, or, bound to a fanout exchange, nothing but a subscription.
 """
 
 from __future__ import annotations
@@ -249,9 +249,7 @@ class Channel(virtual.Channel):
         kind, error, _ = sys.exc_info()
         reason = f"{kind.__name__}: {error}" if kind is not None and is_retry else ""
         trace = traceback.format_exc() if reason else ""
-        code = scripts.retry(
-            self.server, carried.base, carried.job_id, carried.token, now, outgoing.delay, reason, trace, more, fields
-        )
+        code = scripts.retry(self.server, carried.base, carried.job_id, carried.token, now, outgoing.delay, reason, trace, more, fields)
         return code == 0
 
     def _usual_options(self) -> JobOptions:
@@ -370,7 +368,7 @@ class Channel(virtual.Channel):
     def fetch(self) -> bool:
         """Takes what is there and may be held; True if anything came."""
         before = len(self._ready)
-        jobs, lists = self._jobs, self._lists
+        lists = self._lists
         if lists is not None:
             for base in lists.hot():
                 queue = self._list_of[base]
@@ -537,7 +535,7 @@ class Channel(virtual.Channel):
             self.touch()
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
-                raise socket.timeout("timed out")
+                raise TimeoutError("timed out")
             self._wait(left)
 
     def _wait(self, timeout: float | None) -> None:

@@ -35,7 +35,9 @@ HEADERS: Mapping[str, Any] = {
 }  # fmt: skip
 EMBED: Mapping[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 #: Properties the transport sets itself on the way out.
-_OWN_PROPERTIES = frozenset({"delivery_info", "delivery_tag", "body_encoding", "priority", "delivery_mode", "correlation_id", "bullmq", "published_ms"})
+_OWN_PROPERTIES = frozenset(
+    {"delivery_info", "delivery_tag", "body_encoding", "priority", "delivery_mode", "correlation_id", "bullmq", "published_ms"}
+)
 
 JSON_TYPE = "application/json"
 MESSAGE_NAME = "kombu.message"
@@ -377,5 +379,3 @@ def arguments_of(value: Any) -> tuple[list[Any], dict[str, Any]]:
 def _shorten(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 1024 else text[:1021] + "..."
-
-

@@ -100,7 +100,7 @@ class Delivery:
         stack = add_trace(self.fields.get("stacktrace"), trace, opts.get("stackTraceLimit"))
         if not final and has_attempt_left(opts, made):
             try:
-                delay = backoff_ms(opts.get("backoff"), made + 1, random.random(), custom_backoff)  # noqa: S311  (no secret)
+                delay = backoff_ms(opts.get("backoff"), made + 1, random.random(), custom_backoff)
             except (ValueError, TypeError, OverflowError) as error:
                 reason, delay = f"{reason} ({error})", -1
             if delay >= 0:
@@ -142,9 +142,7 @@ class Flight:
 
     __slots__ = ("_answer", "_bases", "_leases", "_on_settled", "_pending", "_renewed", "_worker", "wanted", "wire")
 
-    def __init__(
-        self, leases: Leases, wire: Wire, bases: Sequence[str], wanted: int, on_settled: Callable[[Delivery], None]
-    ) -> None:
+    def __init__(self, leases: Leases, wire: Wire, bases: Sequence[str], wanted: int, on_settled: Callable[[Delivery], None]) -> None:
         self.wire = wire
         self.wanted = wanted
         self._leases = leases

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import socket
 import sys
 import time
 from typing import Any
@@ -106,7 +105,7 @@ class Transport(virtual.Transport):
             if timeout is None:
                 raise OSError("nothing consumes on this connection")
             time.sleep(timeout)
-            raise socket.timeout("timed out")
+            raise TimeoutError("timed out")
         self._drain_many(channels, timeout)
 
     def _drain_many(self, channels: list[Channel], timeout: float | None) -> None:
@@ -123,7 +122,7 @@ class Transport(virtual.Transport):
                     watched[descriptor] = channel
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
-                raise socket.timeout("timed out")
+                raise TimeoutError("timed out")
             if any(channel._has_hot_jobs() for channel in channels):
                 continue
             for descriptor in wait_any(list(watched), min(left, 1.0) if left is not None else 1.0):

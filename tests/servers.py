@@ -239,9 +239,7 @@ class Server:
     def __enter__(self) -> Server:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     # -- inside
@@ -256,9 +254,7 @@ class Server:
 
     def _launch(self, binary: str) -> bool:
         with (self.directory / "log").open("ab") as log:
-            process = spawn(
-                [binary, *self._arguments()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory
-            )
+            process = spawn([binary, *self._arguments()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory)
         try:
             wait_until(
                 lambda: process.poll() is not None or self._answers(process.pid),

@@ -1,11 +1,11 @@
 """How a task's outcome becomes the end of its job.
 
-The process that executes a task knows its return value; the worker's main process learns everything else: failure, lost child, time limit,
-revocation. So the value travels: the tracer's answer, which the pool hands to the main process anyway, carries it as JSON. The main process
-alone then ends the job (leases.py), guarded by the delivery's token.
+The process that executes a task knows its return value; the worker's main process learns everything else: failure, lost child, time
+limit, revocation. So the value travels: the tracer's answer, which the pool hands to the main process anyway, carries it as JSON. The
+main process alone then ends the job (leases.py), guarded by the delivery's token.
 
-What a task publishes under its own id (retry, replace) does not wait for that: it carries the job on from where it is published (channel.py),
-and the end that follows is refused by the token.
+What a task publishes under its own id (retry, replace) does not wait for that: it carries the job on from where it is published
+(channel.py), and the end that follows is refused by the token.
 """
 
 from __future__ import annotations
@@ -257,5 +257,3 @@ def explain_rejections(consumer: Any) -> None:
     explain("on_unknown_message", lambda body, message: "InvalidTaskError: the message names no task")
     explain("on_invalid_task", lambda body, message, exc: reason_of(exc))
     explain("on_decode_error", lambda message, exc: reason_of(exc))
-
-

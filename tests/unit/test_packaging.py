@@ -17,11 +17,7 @@ under_tox = pytest.mark.skipif(not os.environ.get("BULLMQ_KOMBU_WHEEL"), reason=
 
 
 def files(package: Path) -> set[str]:
-    return {
-        path.relative_to(package).as_posix()
-        for path in package.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    }
+    return {path.relative_to(package).as_posix() for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
 
 
 @under_tox
