@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import math
 import os
 import random
 import threading
@@ -43,9 +44,6 @@ logger = logging.getLogger(__name__)
 SEND_WITHIN_S = 0.01
 #: Pause after an error of the server, so that an outage costs some calls a second.
 AFTER_ERROR_S = 0.5
-
-#: The deferred failure that makes an early acknowledgement at-most-once.
-LOST_AFTER_EARLY_ACK = "worker lost after acknowledging early"
 
 _LOST = (RedisConnectionError, RedisTimeoutError, OSError, RedisError)
 
@@ -86,7 +84,7 @@ class Delivery:
         self.started = True
         if at_most_once and not self.settled:
             self.committed = True
-            self._leases.note(self, Ending("commit", self.base, self.id, self.token, LOST_AFTER_EARLY_ACK))
+            self._leases.note(self, Ending("commit", self.base, self.id, self.token))
 
     def complete(self, returnvalue: str = "null", log: str | None = None) -> None:
         """`returnvalue` is JSON; `log` a line for the job's log."""
@@ -114,6 +112,10 @@ class Delivery:
     def release(self) -> None:
         """Back to the head of the queue; no attempt is counted."""
         self._settle(Ending("release", self.base, self.id, self.token))
+
+    def limit(self) -> None:
+        """Back to the head of the queue, which this process leaves alone for as long as its rate limit says; no attempt is counted."""
+        self._settle(Ending("limit", self.base, self.id, self.token))
 
     def forget(self) -> None:
         """Something else has taken care of it."""
@@ -196,6 +198,8 @@ class Leases:
         self._held: dict[str, Delivery] = {}
         self._endings: deque[tuple[Delivery, Ending]] = deque()
         self._consumed: dict[str, int] = {}
+        #: Queues that a task found limited, and until when (monotonic).
+        self._limited: dict[str, float] = {}
         #: Running jobs whose channel is gone; they still count against what may be held.
         self.adrift: set[Delivery] = set()
         self._worker_id = str(uuid.uuid4())
@@ -204,7 +208,10 @@ class Leases:
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
         self._sending_since: float | None = None
+        self._dozing = False
         self._next_recovery = 0.0
+        self._lock_ms = options.lock_ms
+        self._limiter = (options.limiter_max, options.limiter_ms)
         self._more_memo = json.dumps({"metrics": options.metrics_points}) if options.metrics_points else ""
 
     # -- taking ------------------------------------------------------------------------------------------------------
@@ -212,8 +219,7 @@ class Leases:
     def worker(self) -> Worker:
         """For one call that takes: its token is new."""
         self._fetches += 1
-        options = self.options
-        return Worker(f"{self._worker_id}:{self._fetches}", options.lock_ms, self.worker_name, options.limiter_max, options.limiter_ms)
+        return Worker(f"{self._worker_id}:{self._fetches}", self._lock_ms, self.worker_name, *self._limiter)
 
     def take(
         self, server: Server, bases: Sequence[str], wanted: int, on_settled: Callable[[Delivery], None]
@@ -224,6 +230,14 @@ class Leases:
             return flight.land()
         finally:
             server.give_back(flight.wire)
+
+    def limited(self) -> list[scripts.QueueState]:
+        """The queues that are to be left alone because a task found them limited."""
+        if not self._limited:
+            return []
+        now = time.monotonic()
+        self._limited = {base: until for base, until in self._limited.items() if until > now}
+        return [scripts.QueueState(base, math.ceil((until - now) * 1000), 0) for base, until in self._limited.items()]
 
     def hold(self, deliveries: Sequence[Delivery]) -> None:
         """Their locks are renewed from now on."""
@@ -299,13 +313,16 @@ class Leases:
                 delivery.fail(str(error), final=code == -9)
                 continue
             self._held.pop(delivery.tag, None)
-            if code not in (0, -1, -2, -6):
+            if code > 0:
+                self._limited[delivery.base] = time.monotonic() + code / 1000
+            elif code not in (0, -1, -2, -6):
                 logger.warning("job %s was not %s: %s", delivery.id, ending.what, job_error(code, ending.what, delivery.id))
 
     def _arm(self) -> None:
         self._sending_since = time.monotonic()
         self._ensure_thread()
-        self._wake.set()
+        if self._dozing:
+            self._wake.set()
 
     # -- queues whose stalled jobs are ours to recover -----------------------------------------------------------------
 
@@ -351,7 +368,10 @@ class Leases:
             except Exception:
                 logger.exception("unexpected error while keeping jobs")
                 pause = AFTER_ERROR_S
-            self._wake.wait(pause)
+            self._dozing = True
+            if self._sending_since is None or failing:
+                self._wake.wait(pause)
+            self._dozing = False
             self._wake.clear()
             if self._sending_since is not None and not failing:
                 # Give the next take the chance to carry them.

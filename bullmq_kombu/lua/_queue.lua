@@ -1,5 +1,5 @@
 -- Fragment: one queue's settings, its events, its wake-up markers and the places where jobs wait.
--- A queue is a table {base, events, paused, slots, max, duration}; `base` is "prefix:name:" and every key is derived from it.
+-- A queue is a table {base, events, paused, slots, max, duration, closed (ms, when a task said that it is limited)}; `base` is "prefix:name:" and every key is derived from it.
 local call = redis.call
 
 local EVENTS_KEPT = '10000'
@@ -7,7 +7,7 @@ local PER_MS = 4096 -- how many delayed jobs of one millisecond keep their order
 local PER_PRIORITY = 4294967296 -- how many jobs of one priority keep their order
 
 local function open_queue(base)
-  local found = call('HMGET', base .. 'meta', 'paused', 'concurrency', 'max', 'duration')
+  local found = call('HMGET', base .. 'meta', 'paused', 'concurrency', 'max', 'duration', 'opts.maxLenEvents')
   return {
     base = base,
     events = base .. 'events',
@@ -15,17 +15,15 @@ local function open_queue(base)
     slots = tonumber(found[2] or nil),
     max = tonumber(found[3] or nil),
     duration = tonumber(found[4] or nil),
+    kept = found[5],
   }
 end
 
 -- How many events the stream keeps; the default is written down where nobody has said it.
 local function events_kept(q)
   if not q.kept then
-    q.kept = call('HGET', q.base .. 'meta', 'opts.maxLenEvents')
-    if not q.kept then
-      q.kept = EVENTS_KEPT
-      call('HSET', q.base .. 'meta', 'opts.maxLenEvents', q.kept)
-    end
+    q.kept = EVENTS_KEPT
+    call('HSET', q.base .. 'meta', 'opts.maxLenEvents', q.kept)
   end
   return q.kept
 end

@@ -52,6 +52,9 @@ end
 local function take(q, now, wanted, worker)
   local jobs = {}
   promote_due(q, now)
+  if q.closed then
+    return jobs, q.closed, 0
+  end
   local max = q.max or worker.max
   if max then
     local used = tonumber(call('GET', q.base .. 'limiter') or 0)

@@ -4,11 +4,12 @@ Uses: _queue _take _parents _add _finish
 KEYS: one "prefix:queue:" for each queue; the first ones are those to take from, in this order
 ARGV: 1 now, ms   2 how many of KEYS to take from   3 wanted, 0 to take none   4 token of the new deliveries   5 lock, ms
   6 worker name, ''   7 limiter max, ''   8 limiter duration in ms, ''   then for each delivery
-  1 what: completed, failed, retry, release (back to the head), commit (at most once from now on)
-  2 number of its queue in KEYS   3 id   4 token   5 return value (JSON), reason or text of the deferred failure
+  1 what: completed, failed, retry, release (back to the head), limit (the same, because the queue is limited: it is not
+    taken from in this call), commit (at most once from now on)
+  2 number of its queue in KEYS   3 id   4 token   5 return value (JSON) or reason
   6 JSON list of traces, '' for none   7 kept jobs: count, -1 all, 0 none   8 kept: age in seconds, ''   9 kept: limit, ''
   10 failed: attempts allowed; retry: delay in ms   11 '' or JSON: lifo, skip, tm, log, metrics, fields
-Returns: {codes, jobs, queues}; codes: for each delivery 0, or -1 no such job, -2 not locked, -3 not active, -4 pending
+Returns: {codes, jobs, queues}; codes: for each delivery 0 (limit: for how many ms the queue is closed), or -1 no such job, -2 not locked, -3 not active, -4 pending
   children, -6 locked by another delivery, -9 failed children; jobs and queues as `take` returns them
 Events: completed, failed, retries-exhausted, delayed, waiting, drained; of parents too; those of `take`
 ]]
@@ -32,6 +33,7 @@ for at = HEAD + 1, #ARGV, EACH do
   local q = opened[number]
   if not q then
     q = open_queue(KEYS[number])
+    q.from = #ARGV == HEAD + EACH and 1 or nil -- a single one may be anywhere; the newest end is the likelier one
     opened[number] = q
   end
   local more = ARGV[at + 10] ~= '' and cjson.decode(ARGV[at + 10]) or {}
@@ -49,8 +51,14 @@ for at = HEAD + 1, #ARGV, EACH do
     code = try_again(q, id, token, now, text, stack, tonumber(ARGV[at + 9]) or 0, more)
   elseif what == 'release' then
     code = put_back(q, id, token)
+  elseif what == 'limit' then
+    code = put_back(q, id, token)
+    if code == 0 then
+      code = math.max(call('PTTL', q.base .. 'limiter'), 0)
+      q.closed = code > 0 and code or nil
+    end
   else
-    code = commit(q, id, token, text)
+    code = commit(q, id, token)
   end
   codes[#codes + 1] = code
 end
