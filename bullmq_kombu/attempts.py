@@ -17,7 +17,7 @@ NO_LIMIT: int | None = None
 class Keep(NamedTuple):
     """How many finished jobs stay: `count` -1 for all and 0 for none, `age` in seconds, `limit` jobs removed at a time."""
 
-    count: int = -1
+    count: int = -1  # type: ignore[assignment]  # hides tuple.count, which nobody asks a policy for
     age: int | str = ""
     limit: int | str = ""
 

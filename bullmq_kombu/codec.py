@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -47,7 +47,7 @@ _NO_EMBED = ", " + json.dumps(EMBED) + "]"
 _EMBED_TEXT = json.dumps(EMBED)
 
 #: Strict JSON, with the types Kombu's serializer knows besides (dates, UUIDs, decimals).
-to_json = JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+to_json: Callable[[Any], str] = JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class NotAJob(ValueError):

@@ -360,7 +360,8 @@ class _Locator:
             given.pop("username")
             given.pop("password")
         if address.kind == "unix":
-            return redis.connection.UnixDomainSocketConnection(path=address.path, **_accepted(given))
+            unix: Any = redis.connection.UnixDomainSocketConnection  # abstract in redis-py's annotations, not in its code
+            return unix(path=address.path, **_accepted(given))
         given["host"], given["port"] = self.master()
         given["socket_keepalive"] = options.socket_keepalive
         given["socket_keepalive_options"] = options.socket_keepalive_options
@@ -405,7 +406,7 @@ class _Locator:
         tag = re.match(r"[^{]*\{([^}]+)\}", self.options.prefix)
         if tag is None:
             raise BadInput(f"on Redis Cluster the prefix must be a hash tag like '{{bull}}', not {self.options.prefix!r}")
-        from redis.cluster import key_slot
+        from redis.crc import key_slot
 
         slot = key_slot(self.options.prefix.encode())
         error: Exception | None = None

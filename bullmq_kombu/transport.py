@@ -30,7 +30,7 @@ from kombu.exceptions import InconsistencyError
 from kombu.transport import virtual
 from redis import exceptions
 
-from bullmq_kombu.channel import Channel
+from bullmq_kombu.channel import Channel as JobChannel
 from bullmq_kombu.connection import DEFAULT_PORT, Server, address_of, wait_any
 from bullmq_kombu.job_options import JobOptions
 from bullmq_kombu.leases import leases_of
@@ -46,7 +46,7 @@ def _install_celery_side() -> None:
 class Transport(virtual.Transport):
     """BullMQ's queues for Kombu."""
 
-    Channel = Channel
+    Channel = JobChannel
 
     #: Celery then broadcasts events and runs gossip, mingle and worker_disable_prefetch as it does for `redis://`.
     driver_type = "redis"
@@ -108,11 +108,11 @@ class Transport(virtual.Transport):
             raise TimeoutError("timed out")
         self._drain_many(channels, timeout)
 
-    def _drain_many(self, channels: list[Channel], timeout: float | None) -> None:
+    def _drain_many(self, channels: list[JobChannel], timeout: float | None) -> None:
         """Several channels of one connection wait together."""
         until = None if timeout is None else time.monotonic() + timeout
         while True:
-            watched: dict[int, Channel] = {}
+            watched: dict[int, JobChannel] = {}
             for channel in channels:
                 channel.touch()
                 if channel.deliver_one() or (channel.fetch() and channel.deliver_one()):
@@ -141,7 +141,7 @@ class Transport(virtual.Transport):
         loop.on_tick.add(on_tick)
 
     def _on_tick(self, loop: Any) -> None:
-        wanted: dict[int, Channel] = {}
+        wanted: dict[int, JobChannel] = {}
         for channel in list(self.channels):
             if not channel._consumers:
                 continue
@@ -158,7 +158,7 @@ class Transport(virtual.Transport):
                 loop.add_reader(descriptor, self._on_readable, channel, descriptor)
                 self._watched[descriptor] = channel
 
-    def _on_readable(self, channel: Channel, descriptor: int) -> None:
+    def _on_readable(self, channel: JobChannel, descriptor: int) -> None:
         if not channel.closed:
             channel.on_readable(descriptor)
 

@@ -44,7 +44,7 @@ def _on_process_init(**kwargs: Any) -> None:
     outcome.wrap_tracers(current_app._get_current_object())
 
 
-class JobOutcome(bootsteps.StartStopStep):  # type: ignore[misc]
+class JobOutcome(bootsteps.StartStopStep):
     """Before the tasks step makes a strategy for each task: they use our requests, which know how a task ended."""
 
     requires = ("celery.worker.consumer.connection:Connection",)

@@ -20,6 +20,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
 
 from bullmq_kombu.carry import Carried, current
+from bullmq_kombu.celery.current import RateLimitError, WaitingChildrenError
 from bullmq_kombu.codec import to_json
 from bullmq_kombu.errors import UnrecoverableError
 from bullmq_kombu.leases import Delivery
@@ -98,7 +99,7 @@ class JobRequest:
             cls.on_success = on_success  # type: ignore[attr-defined]
 
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(message, *args, **kwargs)
+        cast("Any", super()).__init__(message, *args, **kwargs)
         delivery = getattr(message, "delivery", None)
         if delivery is not None:
             self._delivery = delivery
@@ -139,6 +140,10 @@ class JobRequest:
             delivery.complete(log=f"retried: {exc}")
         elif isinstance(exc, Reject):
             self._job_rejected(exc, trace)
+        elif isinstance(exc, WaitingChildrenError):
+            delivery.forget()
+        elif isinstance(exc, RateLimitError):
+            delivery.limit()
         elif isinstance(exc, Ignore):
             delivery.complete()
         elif isinstance(exc, Terminated) or self._request._already_cancelled:
