@@ -105,13 +105,23 @@ def _folder() -> Any:
     return resources.files(__package__).joinpath("lua")
 
 
+def _text(name: str) -> str:
+    text: str = _folder().joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    return text
+
+
 @cache
 def load(name: str) -> Script:
     """The script `name`.lua with its fragments before it."""
-    body = _folder().joinpath(f"{name}.lua").read_text(encoding="utf-8")
+    body = _text(name)
+    parts = []
+    for rare, fragment in re.findall(r"^On demand: (\w+) from (\w+)$", body, re.MULTILINE):
+        # A call defines every function before it runs; those of a rare case are defined when it comes.
+        parts.append(f"local function {rare}(...)\n{_text(fragment)}\nreturn {rare}(...)\nend")
     uses = re.search(r"^Uses: (.+)$", body, re.MULTILINE)
-    parts = [_folder().joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in (uses.group(1).split() if uses else ())]
-    text = "\n".join([*parts, body])
+    used = uses.group(1).split() if uses else []
+    # What is defined on demand stands after the fragments it needs and before the one that calls it, the last.
+    text = "\n".join([*(_text(part) for part in used[:-1]), *parts, *(_text(part) for part in used[-1:]), body])
     return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -246,6 +256,12 @@ def recover(server: Server, bases: Sequence[str], now: int, max_stalled_count: i
     """The stalled check. Returns the (base, id) of the jobs that wait again."""
     flat = run(server, "recover", bases, (now, max_stalled_count, interval_ms))
     return [(bases[flat[at] - 1], flat[at + 1]) for at in range(0, len(flat), 2)]
+
+
+def wait_children(server: Server, base: str, job_id: str, token: str, now: int) -> int:
+    """The job in hand waits for its children. 0, or 1 where none is pending, or a code."""
+    code: int = run(server, "wait_children", (base,), (now, job_id, token))
+    return code
 
 
 def update_progress(server: Server, base: str, job_id: str, progress: str) -> int:

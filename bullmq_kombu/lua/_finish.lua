@@ -1,6 +1,9 @@
 -- Fragment: the end of one delivery of a job. Needs _queue, _parents, _add.
 -- Every function answers 0 or BullMQ's error code, and changes nothing where it is not 0.
 
+-- The deferred failure that makes an early acknowledgement at-most-once.
+local LOST = 'worker lost after acknowledging early'
+
 -- What leaving `active` writes is collected in the queue's table and written by `settle`, once for many jobs:
 -- locks to delete, ids to take out of `stalled`, and the members that `completed` and `failed` get.
 
@@ -160,7 +163,7 @@ local function finish(q, target, id, token, now, text, stack, keep, attempts, mo
       call('RPUSH', key .. ':logs', more.log)
     end
   end
-  emit(q, target, 'jobId', id, property, text, 'prev', 'active')
+  emit_and_trim_once(q, target, 'jobId', id, property, text, 'prev', 'active')
   if target == 'failed' and made >= attempts then
     emit(q, 'retries-exhausted', 'jobId', id, 'attemptsMade', made)
   end
@@ -168,6 +171,14 @@ local function finish(q, target, id, token, now, text, stack, keep, attempts, mo
     count_metric(q, target, now, more.metrics)
   end
   return 0
+end
+
+-- Takes back what `commit` wrote: the job is no longer in the hands of somebody who may lose it. Other deferred failures
+-- (a failed child, too many stalls) stay.
+local function take_back_promise(key)
+  if call('HGET', key, 'defa') == LOST then
+    call('HDEL', key, 'defa')
+  end
 end
 
 -- Another attempt, at once or after `delay` ms. `reason` and `stack` of this one are kept ('' for none); `more` may hold
@@ -195,7 +206,7 @@ local function try_again(q, id, token, now, reason, stack, delay, more)
   if more.fields and #more.fields > 0 then
     call('HSET', key, unpack(more.fields))
   end
-  call('HDEL', key, 'defa')
+  take_back_promise(key)
   if not more.skip then
     call('HINCRBY', key, 'atm', 1)
   end
@@ -219,19 +230,19 @@ local function put_back(q, id, token)
     return code
   end
   settle(q)
-  call('HDEL', q.base .. id, 'defa')
+  take_back_promise(q.base .. id)
   line_up_first(q, id, priority_of(q, id))
   wake(q)
   emit_trimming(q, 'waiting', 'jobId', id, 'prev', 'active')
   return 0
 end
 
--- From now on at most once: whoever takes this job after a stall fails it with `text`.
-local function commit(q, id, token, text)
+-- From now on at most once: whoever takes this job after a stall fails it.
+local function commit(q, id, token)
   local held = call('GET', q.base .. id .. ':lock')
   if held ~= token then
     return held and -6 or -2
   end
-  call('HSET', q.base .. id, 'defa', text)
+  call('HSETNX', q.base .. id, 'defa', LOST)
   return 0
 end

@@ -1,5 +1,6 @@
 -- Fragment: one queue's settings, its events, its wake-up markers and the places where jobs wait.
--- A queue is a table {base, events, paused, slots, max, duration, closed (ms, when a task said that it is limited)}; `base` is "prefix:name:" and every key is derived from it.
+-- A queue is a table {base, events, paused, slots, max, duration, kept, closed (ms, by a task)}; `base` is "prefix:name:" and every key is
+-- derived from it.
 local call = redis.call
 
 local EVENTS_KEPT = '10000'
@@ -34,6 +35,15 @@ end
 
 local function emit_trimming(q, ...)
   call('XADD', q.events, 'MAXLEN', '~', events_kept(q), '*', 'event', ...)
+end
+
+-- The first time in a call the stream is trimmed on the way: the events of one call are few beside those it keeps.
+local function emit_and_trim_once(q, ...)
+  if q.trimmed then
+    return emit(q, ...)
+  end
+  q.trimmed = true
+  return emit_trimming(q, ...)
 end
 
 -- No job may start now: the queue is paused, or as many run as the global concurrency allows.

@@ -23,16 +23,20 @@ local function look_at(hash)
   return started, deferred
 end
 
--- Takes ids out of `wait` (its tail is next), then out of `prioritized`.
+-- Takes ids out of `wait` (its tail is next), then out of `prioritized`. The second value: they are in `active` already.
 local function next_ids(q, wanted)
   local ids = {}
+  if wanted == 1 then -- the commonest case, in one command
+    local id = call('RPOPLPUSH', q.base .. 'wait', q.base .. 'active')
+    if id then
+      return { id }, true
+    end
+  end
   local tail = call('LRANGE', q.base .. 'wait', -wanted, -1)
   if #tail > 0 then
     call('LTRIM', q.base .. 'wait', 0, -#tail - 1)
     for i = #tail, 1, -1 do
-      if string.sub(tail[i], 1, 2) ~= '0:' then -- a marker left behind by BullMQ 4
-        ids[#ids + 1] = tail[i]
-      end
+      ids[#ids + 1] = tail[i]
     end
   end
   if #tail < wanted then
@@ -44,7 +48,7 @@ local function next_ids(q, wanted)
       call('DEL', q.base .. 'pc')
     end
   end
-  return ids
+  return ids, false
 end
 
 -- Returns jobs (a list of {id, hash before activation}), the ms for which the rate limit closes the queue (0: open), and
@@ -79,14 +83,19 @@ local function take(q, now, wanted, worker)
     return jobs, 0, 0
   end
 
-  local ids = next_ids(q, room)
+  local ids, moved = next_ids(q, room)
   local counted = 0
   local taken = {}
   for _, id in ipairs(ids) do
     local key = q.base .. id
     local hash = call('HGETALL', key)
     if #hash == 0 then
-      fail_ghost(q, id, now)
+      if moved then
+        call('LREM', q.base .. 'active', 1, id)
+      end
+      if string.sub(id, 1, 2) ~= '0:' then -- a marker left behind by BullMQ 4
+        fail_ghost(q, id, now)
+      end
     else
       jobs[#jobs + 1] = { id, hash }
       taken[#taken + 1] = id
@@ -103,7 +112,7 @@ local function take(q, now, wanted, worker)
       end
     end
   end
-  if #taken > 0 then
+  if #taken > 0 and not moved then
     call('LPUSH', q.base .. 'active', unpack(taken))
   end
   if counted > 0 then
@@ -112,7 +121,7 @@ local function take(q, now, wanted, worker)
       call('PEXPIRE', q.base .. 'limiter', window)
     end
   end
-  if #ids == room and call('EXISTS', q.base .. 'wait', q.base .. 'prioritized') > 0 then
+  if #ids == room then -- there may be more, for whoever waits
     call('ZADD', q.base .. 'marker', 0, '0')
   end
   if #jobs < wanted then

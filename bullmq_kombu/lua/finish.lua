@@ -1,6 +1,7 @@
 --[[
 finish: ends many deliveries, each guarded by its own token, then takes the next jobs.
-Uses: _queue _take _parents _add _finish
+Uses: _queue _take _parents _finish
+On demand: add_stored from _add
 KEYS: one "prefix:queue:" for each queue; the first ones are those to take from, in this order
 ARGV: 1 now, ms   2 how many of KEYS to take from   3 wanted, 0 to take none   4 token of the new deliveries   5 lock, ms
   6 worker name, ''   7 limiter max, ''   8 limiter duration in ms, ''   then for each delivery
@@ -33,7 +34,6 @@ for at = HEAD + 1, #ARGV, EACH do
   local q = opened[number]
   if not q then
     q = open_queue(KEYS[number])
-    q.from = #ARGV == HEAD + EACH and 1 or nil -- a single one may be anywhere; the newest end is the likelier one
     opened[number] = q
   end
   local more = ARGV[at + 10] ~= '' and cjson.decode(ARGV[at + 10]) or {}
@@ -69,11 +69,6 @@ end
 for _, set in pairs(kept) do
   prune(set.q, set.target, set.keep, now)
 end
-for number in pairs(ended) do
-  local q = opened[number]
-  call('XTRIM', q.base .. 'events', 'MAXLEN', '~', events_kept(q))
-end
-
 local jobs, queues = {}, {}
 if wanted > 0 then
   local worker = {
