@@ -1,6 +1,6 @@
 -- Fragment: one queue's settings, its events, its wake-up markers and the places where jobs wait.
--- A queue is a table {base, events, paused, slots, max, duration, kept, closed (ms, by a task)}; `base` is "prefix:name:" and every key is
--- derived from it.
+-- A queue is a table {base, events, paused, slots, max, duration, kept, closed (ms, by a task)}; `base` is
+-- "prefix:name:" and every key is derived from it.
 local call = redis.call
 
 local EVENTS_KEPT = '10000'
