@@ -16,7 +16,7 @@ __version__ = "0.1.0.dev0"
 _PUBLIC = {
     "BullMQError": "bullmq_kombu.errors",
     "JobFailed": "bullmq_kombu.errors",
-    "RateLimitError": "bullmq_kombu.errors",
+    "RateLimitError": "bullmq_kombu.celery.current",
     "UnrecoverableError": "bullmq_kombu.errors",
     "current_job": "bullmq_kombu.celery.current",
 }

@@ -85,6 +85,8 @@ class Channel(virtual.Channel):
         self._lists: Poller | None = None
         self._list_of: dict[str, str] = {}
         self._queue_of: dict[str, str] = {}
+        #: Where jobs come from, for a task to find; '' where that is the only place.
+        self._at = self.server.address.where if len(connection.client.alt or ()) > 1 else ""
         self._waker = Waker()
         self._owner = threading.get_ident()
 
@@ -387,6 +389,9 @@ class Channel(virtual.Channel):
         jobs = self._jobs
         if jobs is None or wanted <= 0:
             return False
+        for state in self.leases.limited():
+            if state.base in self._queue_of:
+                jobs.learned((state.base,), (state,), False, 0)
         bases = jobs.hot(self.options.queue_order_strategy)
         if not bases:
             return False
@@ -441,6 +446,8 @@ class Channel(virtual.Channel):
             delivery.fail(str(error), final=True)
             logger.error("job %s of queue %s cannot be run: %s", delivery.id, queue, error)
             return None
+        if self._at:
+            payload["properties"]["bullmq"]["at"] = self._at
         self.qos.taken(delivery)
         if queue in self._no_ack:
             delivery.complete()

@@ -14,8 +14,10 @@
     │   ├── FailedChildren   -9
     │   └── SlotTaken        -10, -11
     ├── JobFailed                    the job that was waited for has failed, wherever it ran
-    ├── UnrecoverableError           raised by a task: fail now, whatever attempts are left
-    └── RateLimitError               raised by a task: put me back, the queue is rate limited
+    └── UnrecoverableError           raised by a task: fail now, whatever attempts are left
+
+Two more end a task without an outcome, RateLimitError and WaitingChildrenError; Celery has to know them as its own, so they are in
+celery/current.py.
 
 Redis' own errors stay what they are; Kombu expects them.
 """
@@ -83,10 +85,6 @@ class JobFailed(BullMQError):
 
 class UnrecoverableError(BullMQError):
     """Raise it in a task: the job becomes failed at once, whatever attempts are left."""
-
-
-class RateLimitError(BullMQError):
-    """Raise it in a task after limiting the queue: the job goes back to the head and no attempt is counted."""
 
 
 _BY_CODE: dict[int, tuple[type[JobError], str]] = {
