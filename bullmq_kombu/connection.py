@@ -165,11 +165,13 @@ def _tls_of(client: Any, by_scheme: bool, query: Mapping[str, str] | None = None
 class Wire:
     """One connection, opened when first used and again after it broke. For one thread at a time."""
 
-    __slots__ = ("_connection", "_opener", "_pid", "fresh", "name")
+    __slots__ = ("_connection", "_descriptor", "_on_close", "_opener", "_pid", "fresh", "name")
 
-    def __init__(self, opener: Callable[[str | None], Any], name: str | None = None) -> None:
+    def __init__(self, opener: Callable[[str | None], Any], name: str | None = None, on_close: Callable[[int], None] | None = None) -> None:
         self._opener = opener
+        self._on_close = on_close
         self._connection: Any = None
+        self._descriptor = -1
         self._pid = os.getpid()
         self.name = name
         #: Whether the connection has answered nothing yet: an error then is not that of an idle connection that had died.
@@ -182,6 +184,7 @@ class Wire:
             connection = self._opener(self.name)
             connection.connect()
             self._connection = connection
+            self._descriptor = connection._sock.fileno()
             self.fresh = True
         return connection
 
@@ -241,6 +244,8 @@ class Wire:
                 with contextlib.suppress(OSError):
                     os.close(sock.detach())
             return
+        if self._on_close is not None:
+            self._on_close(self._descriptor)
         with contextlib.suppress(Exception):
             connection.disconnect()
 
@@ -274,10 +279,12 @@ class Server:
         self._pid = os.getpid()
         self._locator = _Locator(address, options)
         self.closed = False
+        #: Told which descriptor is about to be closed: the next connection, anybody's, mostly gets the same number.
+        self.on_close: Callable[[int], None] | None = None
 
     def wire(self, name: str | None = None) -> Wire:
         """A wire of the caller's own; `name` is its CLIENT name."""
-        return Wire(self._open, name)
+        return Wire(self._open, name, self.on_close)
 
     def call(self, *command: Any) -> Any:
         """One command and its answer. Sent once more where the connection used had died since its last answer."""

@@ -73,6 +73,7 @@ class Transport(virtual.Transport):
         _install_celery_side()
         self.options = check_options(client.transport_options)
         self.server = Server(address_of(client), self.options)
+        self.server.on_close = self._unwatch
         self.leases = leases_of(self.server.address, self.options)
         #: Queues that Celery made for itself, declared on this connection: how long each is kept, ms.
         self.transient: dict[str, int] = {}
@@ -162,7 +163,13 @@ class Transport(virtual.Transport):
         if not channel.closed:
             channel.on_readable(descriptor)
 
+    def close_channel(self, channel: Any) -> None:
+        for descriptor in [one for one, watched in self._watched.items() if watched is channel]:
+            self._unwatch(descriptor)
+        super().close_channel(channel)
+
     def _unwatch(self, descriptor: int) -> None:
+        """Before the descriptor is closed: the loop would go on believing that it watches what has the number next."""
         if self._watched.pop(descriptor, None) is not None and self._loop is not None:
             with contextlib.suppress(Exception):
                 self._loop.remove_reader(descriptor)

@@ -1,0 +1,60 @@
+"""What Kombu's event loop watches is what is open: a connection that is replaced, mostly under the same number, is watched again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from kombu import Connection, Consumer, Queue
+from kombu.asynchronous import Hub
+from servers import Server
+
+DRAIN_DELAY_S = 30.0
+
+
+@pytest.fixture
+def loop() -> Iterator[Hub]:
+    hub = Hub()
+    yield hub
+    hub.close()
+    hub.poller.close()
+
+
+def turn(loop: Hub) -> None:
+    loop.call_later(0.05, lambda: None)
+    loop.run_once()
+
+
+def run_until(loop: Hub, condition: Any, timeout: float = 5.0) -> None:
+    until = time.monotonic() + timeout
+    loop.call_later(timeout, lambda: None)
+    while not condition():
+        assert time.monotonic() < until, "the loop was not woken"
+        loop.run_once()
+
+
+def test_a_queue_added_while_the_loop_waits_wakes_it(server: Server, loop: Hub, queue_name: str) -> None:
+    first, second = Queue(f"{queue_name}-1"), Queue(f"{queue_name}-2")
+    came: list[Any] = []
+
+    def on_message(body: Any, message: Any) -> None:
+        message.ack()
+        came.append(body)
+
+    with Connection(server.url, transport_options={"drain_delay": DRAIN_DELAY_S}) as connection, connection.clone() as other:
+        connection.connect()
+        connection.transport.register_with_event_loop(connection.connection, loop)
+        channel = connection.default_channel
+        Consumer(channel, [first], callbacks=[on_message]).consume()
+        producer = other.Producer()
+        producer.publish(1, routing_key=first.name, declare=[first])
+        run_until(loop, lambda: came == [1])
+        turn(loop)  # now it waits for the first queue
+
+        Consumer(channel, [second], callbacks=[on_message]).consume()
+        turn(loop)  # and now for both, on a connection that has the number of the one before
+
+        producer.publish(2, routing_key=second.name, declare=[second])
+        run_until(loop, lambda: came == [1, 2])
