@@ -110,24 +110,6 @@ def change_delay(server: Server, base: str, job_id: str, delay: int, now: int) -
     return code
 
 
-def update_data(server: Server, base: str, job_id: str, data: str) -> int:
-    """`data` is JSON."""
-    code: int = run(server, "update_data", (base,), (job_id, data))
-    return code
-
-
-def update_progress(server: Server, base: str, job_id: str, progress: str) -> int:
-    """`progress` is JSON."""
-    code: int = run(server, "update_progress", (base,), (job_id, progress))
-    return code
-
-
-def add_log(server: Server, base: str, job_id: str, line: str, keep: int | None) -> int:
-    """One line more. Returns how many there are, or a code."""
-    count: int = run(server, "add_log", (base,), (job_id, line, "" if keep is None else keep))
-    return count
-
-
 def release_deduplication(server: Server, base: str, dedup_id: str, owner: str = "") -> int:
     """Frees a deduplication id, if `owner` has it (''; whoever has it). Returns 1, or 0 where it was not so."""
     released: int = run(server, "release_deduplication", (base,), (dedup_id, owner))

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from bullmq_kombu import admin_scripts
-from bullmq_kombu.errors import BadInput, job_error
+from bullmq_kombu import admin_scripts, scripts
+from bullmq_kombu.errors import BadInput, LockMismatch, job_error
 from bullmq_kombu.job_options import MAX_PRIORITY, public_options, read_stored
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class Job:
     def remove(self, *, remove_children: bool = True) -> None:
         """It is gone, with its children unless told otherwise. LockMismatch where somebody works on it or on one of them."""
         if not self.queue.remove(self.id, remove_children=remove_children):
-            raise job_error(-12, "removeJob", self.id)
+            raise LockMismatch(f"Job {self.id} could not be removed because it is locked by another worker")
 
     def remove_unprocessed_children(self) -> None:
         """Its children go that have not ended and that nobody works on."""
@@ -184,7 +184,7 @@ class Job:
 
     def update_data(self, data: Any) -> None:
         """For the next run; a Celery task finds its arguments there."""
-        self._check(admin_scripts.update_data(self.queue.server, self.queue.base, self.id, to_data(data)), "updateData")
+        self._check(scripts.update_data(self.queue.server, self.queue.base, self.id, to_data(data)), "updateData")
         self.data = data
 
     def update_progress(self, progress: Any) -> None:

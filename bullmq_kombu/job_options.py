@@ -196,3 +196,14 @@ def read_stored(text: str) -> Mapping[str, Any]:
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+_PUBLIC_NAMES = {stored: public for public, stored in _STORED_AS.items()}
+
+
+def public_options(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A job's stored options under BullMQ's public names."""
+    options = {_PUBLIC_NAMES.get(name, name): value for name, value in stored.items() if name not in ("tm", "omc")}
+    if "tm" in stored or "omc" in stored:
+        options["telemetry"] = {public: stored[name] for name, public in (("tm", "metadata"), ("omc", "omitContext")) if name in stored}
+    return options

@@ -6,7 +6,7 @@ local function base_of(key)
 end
 
 local function delete_job_keys(key)
-  call('DEL', key, key .. ':logs', key .. ':dependencies', key .. ':processed', key .. ':failed',
+  return call('DEL', key, key .. ':logs', key .. ':dependencies', key .. ':processed', key .. ':failed',
     key .. ':unsuccessful')
 end
 

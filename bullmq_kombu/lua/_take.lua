@@ -44,7 +44,7 @@ local function next_ids(q, wanted)
     for i = 1, #popped, 2 do
       ids[#ids + 1] = popped[i]
     end
-    if #popped == 0 then
+    if #popped < 2 * (wanted - #tail) then -- nothing is left
       call('DEL', q.base .. 'pc')
     end
   end

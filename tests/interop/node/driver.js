@@ -31,6 +31,16 @@ const held = new Map(); // "prefix:queue:job" -> Job taken by getNextJob
 const gates = new Map(); // gate name -> {open, waiting: [resolve]}
 let runs = []; // every call of a processor, in order of its start
 let workerCount = 0;
+let stoppedAt = null; // what the clock says while it stands still
+
+globalThis.Date = class extends Date {
+  constructor(...args) {
+    super(...(args.length === 0 && stoppedAt !== null ? [stoppedAt] : args));
+  }
+  static now() {
+    return stoppedAt ?? super.now();
+  }
+};
 
 // ---------------------------------------------------------------------------------------------------------------- wire
 
@@ -316,6 +326,13 @@ const commands = {
     return { node: process.versions.node, bullmq: load('bullmq/package.json').version, ioredis: load('ioredis/package.json').version };
   },
 
+  // The clock stands still at `now` (ms), for everything in this process: for a process of one's own, that compares. null: it goes again.
+  // Timeouts and what Redis lets expire go on as ever.
+  clock({ now }) {
+    stoppedAt = now ?? null;
+    return null;
+  },
+
   // -- producing: {queue, prefix?, ...}
   openQueue: (request) => queueOf(request, request.opts ?? {}).waitUntilReady().then(() => null), // to give the Queue options of its own
   add: (request) => queueOf(request).add(request.name, request.data, optional(request.opts)),
@@ -383,13 +400,29 @@ const commands = {
     const worker = await manualWorker(request);
     return hold(request, await worker.getNextJob(request.token, { block: request.block ?? false }));
   },
+  // up to `wanted` jobs with one token, asking Redis whatever this worker remembers of a rate limit. BullMQ 5's getNextJob would fail a
+  // job with a deferred failure itself; here, as in 6, whoever asked gets it
+  async take(request) {
+    const worker = await manualWorker(request);
+    const method = worker.getTracedNextJob ? 'getTracedNextJob' : 'getNextJob';
+    const taken = [];
+    while (taken.length < request.wanted) {
+      Object.assign(worker, { limitUntil: 0 });
+      const job = hold(request, await worker[method](request.token, { block: false }));
+      if (job === null) break;
+      taken.push(job);
+    }
+    return taken;
+  },
   async moveToCompleted(request) {
     const answer = await heldJob(request).moveToCompleted(request.value, request.token, request.fetchNext ?? false);
     return holdNext(request, answer);
   },
   async moveToFailed(request) {
     const Kind = request.unrecoverable ? bullmq.UnrecoverableError : Error;
-    const answer = await heldJob(request).moveToFailed(new Kind(request.message), request.token, request.fetchNext ?? false);
+    const error = new Kind(request.message);
+    if ('stack' in request) error.stack = request.stack; // a known text instead of places in this file
+    const answer = await heldJob(request).moveToFailed(error, request.token, request.fetchNext ?? false);
     return holdNext(request, answer);
   },
   moveToDelayed: (request) => heldJob(request).moveToDelayed(request.timestamp, request.token),
