@@ -150,6 +150,8 @@ class Transport(virtual.Transport):
                 channel._waker.wake()
             if channel.closed or loop is not self._loop:
                 return
+            if getattr(loop, "_ready", True):
+                channel._waker.wake()  # what a consumer has scheduled: the loop looks for it before the ticks, then waits
             for descriptor in channel.descriptors():
                 wanted[descriptor] = channel
         for descriptor in [one for one in self._watched if wanted.get(one) is not self._watched[one]]:

@@ -1,4 +1,4 @@
-"""What Kombu's event loop watches is what is open: a connection that is replaced, mostly under the same number, is watched again."""
+"""The transport in Kombu's event loop: nothing that is due waits for the loop's next timeout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from kombu import Connection, Consumer, Queue
+from kombu import Connection, Consumer, Exchange, Queue
 from kombu.asynchronous import Hub
 from servers import Server
 
@@ -36,6 +36,7 @@ def run_until(loop: Hub, condition: Any, timeout: float = 5.0) -> None:
 
 
 def test_a_queue_added_while_the_loop_waits_wakes_it(server: Server, loop: Hub, queue_name: str) -> None:
+    """A connection that is replaced, mostly under the same number, is watched again."""
     first, second = Queue(f"{queue_name}-1"), Queue(f"{queue_name}-2")
     came: list[Any] = []
 
@@ -58,3 +59,24 @@ def test_a_queue_added_while_the_loop_waits_wakes_it(server: Server, loop: Hub, 
 
         producer.publish(2, routing_key=second.name, declare=[second])
         run_until(loop, lambda: came == [1, 2])
+
+
+def test_what_a_consumer_schedules_runs_at_once(server: Server, loop: Hub, queue_name: str) -> None:
+    """So does Celery's worker with what remote control asks for, which comes by broadcast."""
+    exchange = Exchange(queue_name, type="fanout")
+    queue = Queue(queue_name, exchange, auto_delete=True)
+    received: list[float] = []
+    ran: list[float] = []
+
+    def on_message(body: Any, message: Any) -> None:
+        received.append(time.monotonic())
+        loop.call_soon(lambda: ran.append(time.monotonic()))
+
+    with Connection(server.url, transport_options={"drain_delay": DRAIN_DELAY_S}) as connection, connection.clone() as other:
+        connection.connect()
+        connection.transport.register_with_event_loop(connection.connection, loop)
+        Consumer(connection.default_channel, [queue], callbacks=[on_message], no_ack=True).consume()
+        turn(loop)
+        other.Producer().publish(1, exchange=exchange, declare=[queue])
+        run_until(loop, lambda: ran)
+    assert ran[0] - received[0] < 0.5
