@@ -17,8 +17,9 @@ end
 local q = open_queue(base)
 if call('EXISTS', base .. 'wait', base .. 'prioritized') > 0 then
   wake(q)
+else
+  wake_when_due(q)
 end
-wake_when_due(q)
 if ARGV[1] == '1' then
   emit(q, 'resumed')
 end

@@ -30,7 +30,8 @@ class Comparison:
     def begin(self) -> None:
         self.history = []
         self.at(START_MS)
-        self.ours._held.clear()
+        self.node.let_go()
+        self.ours.let_go()
 
     def at(self, now: int) -> None:
         """The clock of both sides stands at `now`."""

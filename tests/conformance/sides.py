@@ -85,6 +85,10 @@ class NodeSide:
     def set_clock(self, now: int) -> None:
         self.node.call("clock", now=now)
 
+    def let_go(self) -> None:
+        """Nothing is in hand any more."""
+        self.node.call("letGo")
+
     def _call(self, cmd: str, queue: str, **fields: Any) -> Any:
         if queue not in self._opened:
             self._opened.add(queue)
@@ -287,6 +291,9 @@ class OurSide:
 
     def set_clock(self, now: int) -> None:
         self.now = now
+
+    def let_go(self) -> None:
+        self._held.clear()
 
     def close(self) -> None:
         self.server.close()

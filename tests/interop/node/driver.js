@@ -414,6 +414,11 @@ const commands = {
     }
     return taken;
   },
+  // nothing is in hand any more, whatever Redis says
+  letGo() {
+    held.clear();
+    return null;
+  },
   async moveToCompleted(request) {
     const answer = await heldJob(request).moveToCompleted(request.value, request.token, request.fetchNext ?? false);
     return holdNext(request, answer);
