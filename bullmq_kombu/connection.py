@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import selectors
+import socket
 import ssl as ssl_module
 import threading
 from collections import deque
@@ -267,6 +268,31 @@ def wait_any(descriptors: list[int], timeout: float | None) -> list[int]:
         for descriptor in descriptors:
             selector.register(descriptor, selectors.EVENT_READ)
         return [key.fd for key, _ in selector.select(timeout)]
+
+
+class Waker:
+    """Makes a wait end from another thread."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._writer.send(b"\0")
+
+    def drain(self) -> None:
+        with contextlib.suppress(OSError):
+            while len(self._reader.recv(4096)) == 4096:
+                pass
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def close(self) -> None:
+        self._reader.close()
+        self._writer.close()
 
 
 class Server:

@@ -82,7 +82,7 @@ class Poller:
         """Any queue may have work."""
         self._hot.update(self._bases)
 
-    def learned(self, asked: Iterable[str], states: Iterable[QueueState], full: bool, now_ms: int) -> None:
+    def learned(self, asked: Iterable[str], states: Iterable[QueueState], full: bool) -> None:
         """What a take said. `full`: it got all it wanted, so the queues asked may have more."""
         told = {state.base: state for state in states}
         for base in asked:

@@ -7,21 +7,14 @@ running, never exceeds the prefetch count.
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 from kombu.transport import virtual
 
 from bullmq_kombu.leases import Delivery
+from bullmq_kombu.transient import Pushed
 
 logger = logging.getLogger(__name__)
-
-
-class Pushed(NamedTuple):
-    """A message of a queue that Celery made for itself; it is no job."""
-
-    queue: str
-    payload: str
-    broadcast: bool = False
 
 
 class QoS(virtual.QoS):
@@ -43,6 +36,11 @@ class QoS(virtual.QoS):
     def can_consume_max_estimate(self) -> int | None:
         limit = self.prefetch_count
         return max(limit - len(self._held) - len(self.channel.leases.adrift), 0) if limit else None
+
+    def in_hand(self) -> tuple[int, bool]:
+        """How many jobs are held, and whether any of them has not been started."""
+        held = self._held
+        return len(held), any(not one.started for one in held)
 
     def taken(self, one: Delivery | Pushed, tag: str | None = None) -> None:
         if isinstance(one, Delivery):
@@ -92,7 +90,7 @@ class QoS(virtual.QoS):
             else:
                 one.fail(one.reason or "rejected", final=True)
         elif one is not None and requeue and not one.broadcast:
-            self.channel._push_back(one)
+            self.channel.transient.push(one.queue, one.payload, first=True)
 
     def restore_unacked(self) -> None:
         """Jobs not started go back to the head of their queues, the last one first; running ones go on, and end, without this channel."""
@@ -102,7 +100,7 @@ class QoS(virtual.QoS):
                 if not one.started:
                     one.release()
             elif not one.broadcast:
-                self.channel._push_back(one)
+                self.channel.transient.push(one.queue, one.payload, first=True)
         self.channel.leases.adrift.update(self._held)
         self._held.clear()
 

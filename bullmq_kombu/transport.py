@@ -30,11 +30,15 @@ from kombu.exceptions import InconsistencyError
 from kombu.transport import virtual
 from redis import exceptions
 
+from bullmq_kombu.bindings import Bindings
 from bullmq_kombu.channel import Channel as JobChannel
 from bullmq_kombu.connection import DEFAULT_PORT, Server, address_of, wait_any
+from bullmq_kombu.intake import wait_timeout
 from bullmq_kombu.job_options import JobOptions
-from bullmq_kombu.leases import leases_of
+from bullmq_kombu.keys import KombuKeys
+from bullmq_kombu.leases import leases_of, now_ms
 from bullmq_kombu.options import check_options
+from bullmq_kombu.transient import TransientQueues
 
 
 def _install_celery_side() -> None:
@@ -75,14 +79,14 @@ class Transport(virtual.Transport):
         self.server = Server(address_of(client), self.options)
         self.server.on_close = self._unwatch
         self.leases = leases_of(self.server.address, self.options)
-        #: Queues that Celery made for itself, declared on this connection: how long each is kept, ms.
-        self.transient: dict[str, int] = {}
-        #: Other queues: whether they are of that kind, and until when that is believed.
-        self.known: dict[str, tuple[bool, float]] = {}
+        keys = KombuKeys(self.options.prefix, self.server.address.db)
+        self.bindings = Bindings(self.server, keys)
+        self.transient = TransientQueues(self.server, keys, self.bindings)
         self.job_options: JobOptions | None = None
         self._loop: Any = None
         self._watched: dict[int, Any] = {}
         self._tick: Any = None
+        self._timer: Any = None
 
     def driver_version(self) -> str:
         return str(redis.__version__)
@@ -114,20 +118,20 @@ class Transport(virtual.Transport):
         until = None if timeout is None else time.monotonic() + timeout
         while True:
             watched: dict[int, JobChannel] = {}
+            self.transient.touch(now_ms())
             for channel in channels:
-                channel.touch()
-                if channel.deliver_one() or (channel.fetch() and channel.deliver_one()):
+                if channel.deliver_one() or (channel.intake.fetch() and channel.deliver_one()):
                     self.channels.append(self.channels.pop(0))
                     return
-                for descriptor in channel.descriptors():
+                for descriptor in channel.intake.descriptors():
                     watched[descriptor] = channel
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError("timed out")
-            if any(channel._has_hot_jobs() for channel in channels):
+            if any(channel.intake.has_more for channel in channels):
                 continue
-            for descriptor in wait_any(list(watched), min(left, 1.0) if left is not None else 1.0):
-                watched[descriptor].on_readable(descriptor)
+            for descriptor in wait_any(list(watched), wait_timeout(left)):
+                watched[descriptor].intake.on_readable(descriptor)
 
     # -- Celery's event loop -----------------------------------------------------------------------------------------------
 
@@ -146,13 +150,14 @@ class Transport(virtual.Transport):
         for channel in list(self.channels):
             if not channel._consumers:
                 continue
-            if channel.turn():
-                channel._waker.wake()
+            pause = channel.turn()
             if channel.closed or loop is not self._loop:
                 return
             if getattr(loop, "_ready", True):
-                channel._waker.wake()  # what a consumer has scheduled: the loop looks for it before the ticks, then waits
-            for descriptor in channel.descriptors():
+                pause = 0.0  # what a consumer has scheduled: the loop looks for it before the ticks, then waits
+            if pause is not None:
+                self._come_back(loop, channel, pause)
+            for descriptor in channel.intake.descriptors():
                 wanted[descriptor] = channel
         for descriptor in [one for one in self._watched if wanted.get(one) is not self._watched[one]]:
             self._unwatch(descriptor)
@@ -161,9 +166,20 @@ class Transport(virtual.Transport):
                 loop.add_reader(descriptor, self._on_readable, channel, descriptor)
                 self._watched[descriptor] = channel
 
+    def _come_back(self, loop: Any, channel: JobChannel, pause: float) -> None:
+        """The loop's next turn is in `pause` seconds at the latest."""
+        if pause <= 0:
+            channel.intake.waker.wake()
+        elif self._timer is None:
+
+            def due() -> None:
+                self._timer = None
+
+            self._timer = loop.call_later(pause, due)
+
     def _on_readable(self, channel: JobChannel, descriptor: int) -> None:
         if not channel.closed:
-            channel.on_readable(descriptor)
+            channel.intake.on_readable(descriptor)
 
     def close_channel(self, channel: Any) -> None:
         for descriptor in [one for one, watched in self._watched.items() if watched is channel]:
@@ -183,6 +199,9 @@ class Transport(virtual.Transport):
         for descriptor in list(self._watched):
             self._unwatch(descriptor)
         loop.on_tick.discard(self._tick)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._loop = None
 
     def close_connection(self, connection: Any) -> None:

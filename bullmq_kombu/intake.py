@@ -1,0 +1,269 @@
+"""What comes in for one channel: takes jobs and messages as room allows, and knows what to wait for.
+
+The server's work and the consumer's overlap: the next jobs are asked for before the ones in hand are used up, and the ends of those that
+are done travel with the question. In an event loop a question waits a moment where there is work in hand, so that it carries more than one end.
+
+Knows neither what a job is made into nor what a consumer does with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections import deque
+from collections.abc import Callable
+
+from bullmq_kombu.connection import Server, Waker, Wire
+from bullmq_kombu.fanout import Fanout
+from bullmq_kombu.keys import KombuKeys
+from bullmq_kombu.leases import Delivery, Flight, Leases
+from bullmq_kombu.options import Options
+from bullmq_kombu.poller import Poller
+from bullmq_kombu.scripts import QueueState
+from bullmq_kombu.transient import Pushed, TransientQueues
+
+#: The most that one call takes when prefetching is unlimited, or when nothing has to be acknowledged.
+UNLIMITED_TAKE = 100
+#: How long an event loop waits for more ends to send before it asks for the next job, while it has others to start, s.
+GATHER_S = 0.005
+
+
+class Intake:
+    """`room()` says how many jobs the channel may hold beyond those it has counted (None: any number)."""
+
+    def __init__(
+        self, server: Server, options: Options, leases: Leases, keys: KombuKeys, transient: TransientQueues,
+        room: Callable[[], int | None], on_settled: Callable[[Delivery], None],
+    ) -> None:  # fmt: skip
+        self._server = server
+        self._options = options
+        self._leases = leases
+        self._keys = keys
+        self._transient = transient
+        self._room = room
+        self._on_settled = on_settled
+        self.fanout = Fanout(server, keys)
+        self.waker = Waker()
+        self.no_ack: set[str] = set()
+        self._ready: deque[tuple[str, Delivery | Pushed]] = deque()
+        self._jobs: Poller | None = None
+        self._lists: Poller | None = None
+        self._queue_of: dict[str, str] = {}
+        self._flight: Flight | None = None
+        self._flight_wire: Wire | None = None
+        self._room_since: float | None = None
+
+    # -- which queues ------------------------------------------------------------------------------------------------------
+
+    def add_jobs(self, queue: str, base: str) -> None:
+        """From now on jobs of this BullMQ queue come in."""
+        self._queue_of[base] = queue
+        if self._jobs is None:
+            self._jobs = Poller(self._server, self._client_name(queue), self._options.drain_delay)
+        self._jobs.add(base)
+        self._leases.watch(base)
+
+    def add_list(self, queue: str) -> None:
+        """From now on messages of this queue that Celery made for itself come in."""
+        base = self._keys.marker(queue)
+        self._queue_of[base] = queue
+        if self._lists is None:
+            self._lists = Poller(self._server, self._options.client_name, self._options.drain_delay, suffix="")
+        self._lists.add(base)
+
+    def remove(self, queue: str) -> None:
+        """Nothing of this queue comes in any more; what had and was not delivered goes back."""
+        self.no_ack.discard(queue)
+        self.fanout.unsubscribe(queue)
+        for base in [base for base, name in self._queue_of.items() if name == queue]:
+            del self._queue_of[base]
+            if self._lists is not None and base in self._lists.bases:
+                self._lists.remove(base)
+            if self._jobs is not None and base in self._jobs.bases:
+                self._jobs.remove(base)
+                self._leases.unwatch(base)
+        self.put_back(queue)
+
+    def _client_name(self, queue: str) -> str:
+        """As BullMQ names the blocking connection of a worker, so that Node's `getWorkers` lists it."""
+        name = f"{self._options.prefix}:{base64.b64encode(queue.encode()).decode()}"
+        worker = "".join(self._leases.worker_name.split())
+        return f"{name}:w:{worker}" if worker else name
+
+    # -- what has come -----------------------------------------------------------------------------------------------------
+
+    def next(self) -> tuple[str, Delivery | Pushed] | None:
+        """The oldest of what waits here for delivery, with its queue."""
+        if not self._ready:
+            return None
+        one = self._ready.popleft()
+        if self._ready and self._flight is None:
+            wanted = self._wanted()
+            room = self._room()
+            if wanted > 1 and (room is None or 2 * wanted >= room):
+                self._ask(wanted)
+        return one
+
+    def put_back(self, queue: str | None = None) -> None:
+        """What was taken and not delivered goes back, the last taken first, so that the order stays."""
+        kept: deque[tuple[str, Delivery | Pushed]] = deque()
+        for name, one in reversed(self._ready):
+            if queue is not None and name != queue:
+                kept.appendleft((name, one))
+            elif isinstance(one, Delivery):
+                one.release()
+            elif not one.broadcast:
+                self._transient.push(one.queue, one.payload, first=True)
+        self._ready = kept
+
+    # -- taking ------------------------------------------------------------------------------------------------------------
+
+    def _wanted(self) -> int:
+        """How many jobs may be asked for now."""
+        room = self._room()
+        if room is None:
+            return UNLIMITED_TAKE
+        return room - len(self._ready) - (self._flight.wanted if self._flight is not None else 0)
+
+    def fetch(self) -> bool:
+        """Takes what is there and may be held, and waits for the answer; True if anything came."""
+        before = len(self._ready)
+        self._fetch_lists()
+        if self._flight is not None or self._ask(self._wanted()):
+            self._land()
+        return len(self._ready) > before
+
+    def pursue(self, holding: int, has_unstarted: bool) -> float | None:
+        """For an event loop: asks, and leaves the answer to `on_readable`. `holding` jobs are in hand; `has_unstarted`: some not begun.
+        Returns in how many seconds to come back where it waits for more ends to send; None where there is nothing to come back for."""
+        self._fetch_lists()
+        wanted = self._wanted() if self._flight is None else 0
+        if wanted <= 0:
+            self._room_since = None
+            return None
+        if has_unstarted and wanted < holding:
+            now = time.monotonic()
+            if self._room_since is None:
+                self._room_since = now
+            left = self._room_since + GATHER_S - now
+            if left > 0:
+                return left
+        self._room_since = None
+        if self._ask(wanted) and holding == 0:
+            self._land()  # nothing to do meanwhile: the shortest way
+        return None
+
+    def _fetch_lists(self) -> None:
+        lists = self._lists
+        if lists is None:
+            return
+        for base in lists.hot():
+            queue = self._queue_of[base]
+            wanted = UNLIMITED_TAKE if queue in self.no_ack else self._wanted()
+            if wanted > 0:
+                found = self._transient.pop(queue, wanted)
+                self._ready.extend((queue, one) for one in found)
+                lists.learned((base,), (QueueState(base, 0, 0),), len(found) >= wanted)
+
+    def _ask(self, wanted: int) -> bool:
+        """Sends the ends that wait and asks for up to `wanted` jobs; False if there is no queue to ask."""
+        jobs = self._jobs
+        if jobs is None or wanted <= 0:
+            return False
+        for state in self._leases.limited():
+            if state.base in self._queue_of:
+                jobs.learned((state.base,), (state,), False)
+        bases = jobs.hot(self._options.queue_order_strategy)
+        if not bases:
+            return False
+        wire = self._flight_wire
+        if wire is None:
+            wire = self._flight_wire = self._server.wire(self._options.client_name)
+        self._flight = Flight(self._leases, wire, bases, wanted, self._on_settled)
+        return True
+
+    def _land(self) -> None:
+        """Waits for the answer, and keeps what it brought for delivery."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        deliveries, states = flight.land()
+        if self._jobs is not None:
+            self._jobs.learned(flight.bases, states, len(deliveries) >= flight.wanted)
+        for delivery in deliveries:
+            queue = self._queue_of.get(delivery.base)
+            if queue is None:
+                delivery.release()  # cancelled meanwhile
+            else:
+                self._ready.append((queue, delivery))
+
+    # -- waiting -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there is something to do without waiting."""
+        if self._ready:
+            return True
+        return self._flight is None and self._jobs is not None and self._wanted() > 0 and bool(self._jobs.hot())
+
+    def descriptors(self) -> list[int]:
+        """Starts to wait for whatever may come next; what to watch meanwhile."""
+        found: list[int | None] = [self.waker.fileno()]
+        jobs, lists = self._jobs, self._lists
+        if jobs is not None and jobs.bases:
+            if self._flight is None and self._wanted() > 0 and not jobs.hot():
+                jobs.wait()
+            found.append(jobs.fileno())
+        if lists is not None and lists.bases:
+            lists.wait()
+            found.append(lists.fileno())
+        if self._flight_wire is not None and self._flight_wire.is_open:
+            found.append(self._flight_wire.fileno())
+        if self.fanout:
+            found.append(self.fanout.fileno())
+        return [descriptor for descriptor in found if descriptor is not None]
+
+    def on_readable(self, descriptor: int) -> None:
+        """Reads what has come on one of `descriptors`."""
+        if descriptor == self.waker.fileno():
+            self.waker.drain()
+            return
+        wire = self._flight_wire
+        if wire is not None and wire.is_open and wire.fileno() == descriptor:
+            if self._flight is not None:
+                self._land()
+            else:
+                wire.close()  # nothing was asked: it is the end of the connection
+            return
+        for poller in (self._jobs, self._lists):
+            if poller is not None and poller.is_waiting and poller.fileno() == descriptor:
+                poller.read()
+                return
+        if self.fanout and self.fanout.fileno() == descriptor:
+            self._read_broadcasts()
+
+    def _read_broadcasts(self) -> None:
+        while True:
+            self._ready.extend((queue, Pushed(queue, payload, broadcast=True)) for queue, payload in self.fanout.read())
+            if not self.fanout.has_more():
+                break
+
+    # -- the end -----------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Reads what is still on its way, so that it can be put back."""
+        self._land()
+
+    def close(self) -> None:
+        for poller in (self._jobs, self._lists):
+            if poller is not None:
+                poller.stop()
+        if self._flight_wire is not None:
+            self._flight_wire.close()
+        self.fanout.close()
+        self.waker.close()
+
+
+def wait_timeout(left: float | None) -> float:
+    """How long one wait may last: a second at most, so that what is due by the clock is not late by more."""
+    return 1.0 if left is None else min(left, 1.0)

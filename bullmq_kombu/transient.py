@@ -1,0 +1,116 @@
+"""Queues that Celery makes for itself: remote control, replies, events, rpc results.
+
+Each is a list that expires unless somebody goes on using it, and never a BullMQ queue: nothing for a dashboard to show. Other
+processes know it by a key that expires with it. A consumer is woken as BullMQ's workers are, by a marker, so that one blocking
+connection can wait for many. Knows no job.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from bullmq_kombu import scripts
+from bullmq_kombu.bindings import Binding, Bindings, pack
+from bullmq_kombu.connection import Server
+from bullmq_kombu.keys import KombuKeys
+
+#: How long such a queue is kept when nobody uses it and it does not say for how long, ms.
+KEPT_MS = 24 * 3_600_000
+#: How long a message to a queue that nobody has declared is kept, ms: the reply to somebody who is gone.
+UNDECLARED_KEPT_MS = 300_000
+#: How long it is remembered that a queue is, or is not, of this kind, s.
+KNOWN_FOR_S = 60.0
+
+
+class Pushed(NamedTuple):
+    """A message of such a queue, or of a broadcast; it is no job."""
+
+    queue: str
+    payload: str
+    broadcast: bool = False
+
+
+class TransientQueues:
+    """Those that one connection has declared, and what it knows of others."""
+
+    def __init__(self, server: Server, keys: KombuKeys, bindings: Bindings) -> None:
+        self._server = server
+        self._keys = keys
+        self._bindings = bindings
+        #: Declared here: for how long each is kept, ms.
+        self._kept: dict[str, int] = {}
+        self._bound: dict[str, list[tuple[str, Binding]]] = {}
+        #: Bound to a broadcast: (exchange, routing key). Nothing of them is in Redis.
+        self.broadcasts: dict[str, tuple[str, str]] = {}
+        self._known: dict[str, tuple[bool, float]] = {}
+        self._touched = time.monotonic()
+
+    def __contains__(self, queue: str) -> bool:
+        """Whether the queue was declared on this connection."""
+        return queue in self._kept
+
+    def declare(self, queue: str, now: int, kept_ms: int | None = None) -> None:
+        self._kept[queue] = kept_ms or KEPT_MS
+        scripts.run(self._server, "declare", (self._keys.base,), (now, queue, self._kept[queue], 0))
+
+    def bind(self, queue: str, exchange: str, binding: Binding, now: int) -> None:
+        self._bindings.add(exchange, binding, now + self._kept[queue])
+        self._bound.setdefault(queue, []).append((exchange, binding))
+
+    def is_one(self, queue: str) -> bool:
+        """Whether the queue is of this kind, declared here or in another process."""
+        if queue in self._kept:
+            return True
+        known = self._known.get(queue)
+        if known is not None and (known[1] == 0.0 or known[1] > time.monotonic()):
+            return known[0]
+        found = bool(self._server.call("EXISTS", f"{self._keys.base}queue:{queue}"))
+        self._known[queue] = (found, time.monotonic() + KNOWN_FOR_S)
+        return found
+
+    def is_known(self, queue: str) -> bool:
+        return queue in self._known
+
+    def is_none(self, queue: str) -> None:
+        """The queue was declared as one of jobs."""
+        self._known[queue] = (False, 0.0)
+
+    def push(self, queue: str, payload: str, *, first: bool = False) -> None:
+        scripts.run(self._server, "push", (self._keys.base,), (queue, payload, UNDECLARED_KEPT_MS, "1" if first else ""))
+
+    def pop(self, queue: str, count: int) -> list[Pushed]:
+        """The oldest messages, at most `count`."""
+        return [Pushed(queue, payload) for payload in scripts.run(self._server, "pop", (self._keys.base,), (queue, count))]
+
+    def size(self, queue: str) -> int:
+        return int(self._server.call("LLEN", self._keys.list(queue)))
+
+    def purge(self, queue: str) -> int:
+        size = self.size(queue)
+        self._server.call("DEL", self._keys.list(queue), self._keys.marker(queue))
+        return size
+
+    def drop(self, queue: str) -> None:
+        """The queue and its bindings are gone, if it was declared here."""
+        if self._kept.pop(queue, None) is None:
+            return
+        self._known.pop(queue, None)
+        self.broadcasts.pop(queue, None)
+        for exchange, binding in self._bound.pop(queue, ()):
+            self._bindings.remove(exchange, binding)
+        self._server.call("DEL", self._keys.list(queue), self._keys.marker(queue), f"{self._keys.base}queue:{queue}")
+
+    def touch(self, now: int) -> None:
+        """Those declared here stay: to be called now and then while they are used. Costs a command each third of the shortest expiry."""
+        kept = {queue: kept for queue, kept in self._kept.items() if queue not in self.broadcasts}
+        if not kept or time.monotonic() - self._touched < min(kept.values()) / 3000:
+            return
+        self._touched = time.monotonic()
+        args: list[str | int] = [now]
+        for queue, kept_ms in kept.items():
+            bound = self._bound.get(queue, [])
+            args += (queue, kept_ms, len(bound))
+            for exchange, binding in bound:
+                args += (exchange, pack(binding))
+        scripts.run(self._server, "declare", (self._keys.base,), args)
