@@ -1,7 +1,8 @@
 """What comes in for one channel: takes jobs and messages as room allows, and knows what to wait for.
 
-The server's work and the consumer's overlap: the next jobs are asked for before the ones in hand are used up, and the ends of those that
-are done travel with the question. In an event loop a question waits a moment where there is work in hand, so that it carries more than one end.
+The server's work and the consumer's overlap: the next jobs are asked for before the ones in hand are used up, and the ends of those
+that are done travel with the question. In an event loop a question waits a moment where there is work in hand, so that it carries more
+than one end.
 
 Knows neither what a job is made into nor what a consumer does with it.
 """
