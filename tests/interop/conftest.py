@@ -1,14 +1,22 @@
-"""Node beside us: every test that asks for ``node`` runs against both majors of BullMQ."""
+"""Node and Celery beside us: every test that asks for ``node`` runs against both majors of BullMQ.
+
+Celery workers stay for the run; a test has them consume its queue by remote control, and stop when it is over.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
+from celery import Celery
+from celery_worker import CeleryWorker
+from interop_tasks import app
 from node_driver import VERSIONS, Node
 from servers import Server
 
 NodeOf = Callable[[str], Node]
+Serve = Callable[[str], CeleryWorker]
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +57,55 @@ def node(request: pytest.FixtureRequest, node_of: NodeOf) -> Node:
     ``@pytest.mark.parametrize("node", ["v6"], indirect=True)`` takes one.
     """
     return node_of(request.param)
+
+
+@pytest.fixture(scope="session")
+def celery_app(server: Server) -> Iterator[Celery]:
+    """The app of `interop_tasks`, to send with."""
+    os.environ["INTEROP_REDIS"] = server.redis_url
+    app.conf.broker_url = server.url
+    yield app
+    app.close()
+
+
+@pytest.fixture(scope="session")
+def celery_workers(server: Server, celery_app: Celery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], CeleryWorker]]:
+    """One worker per pool for the whole run, started when first asked for."""
+    started: dict[str, CeleryWorker] = {}
+
+    def get(pool: str) -> CeleryWorker:
+        if pool not in started:
+            folder = tmp_path_factory.mktemp(f"celery-{pool}")
+            started[pool] = CeleryWorker(server, folder, pool=pool, concurrency=1 if pool == "solo" else 2).start()
+        return started[pool]
+
+    yield get
+    for worker in started.values():
+        worker.stop()
+
+
+def _serving(worker_of: Callable[[], CeleryWorker]) -> Iterator[Serve]:
+    served: list[tuple[CeleryWorker, str]] = []
+
+    def serve(queue: str) -> CeleryWorker:
+        worker = worker_of()
+        worker.consume(queue)
+        served.append((worker, queue))
+        return worker
+
+    yield serve
+    for worker, queue in served:
+        worker.cancel(queue)
+        print(worker.log[-5000:])  # pytest shows it where the test failed
+
+
+@pytest.fixture
+def serve(celery_workers: Callable[[str], CeleryWorker]) -> Iterator[Serve]:
+    """`serve(queue)`: from now on a Celery worker with two processes consumes the queue."""
+    yield from _serving(lambda: celery_workers("prefork"))
+
+
+@pytest.fixture
+def serve_in_order(celery_workers: Callable[[str], CeleryWorker]) -> Iterator[Serve]:
+    """The same with a worker that does one task after the other."""
+    yield from _serving(lambda: celery_workers("solo"))
