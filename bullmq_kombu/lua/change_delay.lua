@@ -9,7 +9,7 @@ Events: delayed
 local base, id, delay, now = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 if call('EXISTS', base .. id) == 0 then
   return -1
-elseif call('ZREM', base .. 'delayed', id) == 0 then
+elseif not call('ZSCORE', base .. 'delayed', id) then
   return -3
 end
 local q = open_queue(base)

@@ -68,12 +68,12 @@ class Comparison:
 
     def compare(self) -> None:
         """Both key spaces, the event streams included."""
-        found = differences(Picture(self.node_client), Picture(self.our_client))
+        found = differences(Picture(self.node_client, self.version), Picture(self.our_client, self.version))
         assert not found, "\n".join([*found, f"after {self._story()}"])
 
     def pictures(self) -> tuple[Picture, Picture]:
         """Node's and ours, where a test looks at what it knows to differ."""
-        return Picture(self.node_client), Picture(self.our_client)
+        return Picture(self.node_client, self.version), Picture(self.our_client, self.version)
 
     def _story(self) -> str:
         return "\n  ".join(["", *self.history])

@@ -19,6 +19,7 @@ ALLOWED: Mapping[str, str] = {
     "opts: {} for []": "Node's options go through Redis' JSON encoder, which knows no empty list",
     "stream ids": "Redis makes them from its own clock",
     "debounced": "an event of BullMQ 5 alone, always beside `deduplicated`",
+    "drained": "BullMQ 5 says it also while jobs wait in a paused queue, because it keeps them elsewhere; compared with 6 only",
     "paused list": "BullMQ 5 parks what waits in a list of its own while a queue is paused; here, as in 6, it stays in `wait`",
     "base marker": "a hint: Node sets one after every job it takes, also when nothing is left, and sets none where it should in the cases of "
     "protocol 4.1. Instead of being compared, ours must be there whenever a job could be taken",
@@ -49,7 +50,8 @@ return out
 class Picture:
     """One side at one moment: `keys` is key -> value with the allowed differences taken out, `expiries` key -> ms."""
 
-    def __init__(self, client: redis.Redis) -> None:
+    def __init__(self, client: redis.Redis, version: str = "v6") -> None:
+        self._unheard = ("debounced", "drained") if version == "v5" else ("debounced",)
         self.raw: dict[str, tuple[str, Any]] = {}
         self.expiries: dict[str, int] = {}
         dumped: Any = client.eval(_DUMP, 0)
@@ -65,7 +67,7 @@ class Picture:
         if kind == "hash":
             return key, self._hash(last, value)
         if kind == "stream":
-            return key, [_event(fields) for _, fields in value if fields["event"] != "debounced"]
+            return key, [_event(fields) for _, fields in value if fields["event"] not in self._unheard]
         if kind == "zset" and last == "marker":
             return key, {member: score for member, score in value.items() if member != "0"} or None
         return key, value
@@ -135,6 +137,8 @@ def _lists_as_objects(value: Any) -> Any:
 
 def _event(fields: dict[str, str]) -> dict[str, Any]:
     read: dict[str, Any] = dict(fields)
+    if read["event"] == "removed" and read["prev"] == "paused":
+        read["prev"] = "wait"
     for name in ("returnvalue", "data"):
         if name in read:
             read[name] = _json(read[name])
