@@ -95,7 +95,7 @@ local function prune(q, target, keep, now)
     local old = call('ZRANGEBYSCORE', key, '-inf', now - keep.age * 1000, 'LIMIT', 0, keep.limit)
     if #old > 0 then
       forget_jobs(q, old)
-      call('ZREM', key, unpack(old))
+      call('ZREMRANGEBYRANK', key, 0, #old - 1)
     end
   end
   if keep.count > 0 then
@@ -215,6 +215,9 @@ local function try_again(q, id, token, now, reason, stack, delay, more)
     hold_until(q, id, now + delay)
     emit_trimming(q, 'delayed', 'jobId', id, 'delay', now + delay)
     wake_when_due(q)
+    if q.slots then
+      wake(q) -- a place became free
+    end
   else
     line_up(q, id, priority_of(q, id), more.lifo)
     wake(q)
@@ -242,6 +245,8 @@ local function commit(q, id, token)
   local held = call('GET', q.base .. id .. ':lock')
   if held ~= token then
     return held and -6 or -2
+  elseif call('EXISTS', q.base .. id) == 0 then
+    return -1
   end
   call('HSETNX', q.base .. id, 'defa', LOST)
   return 0

@@ -10,8 +10,9 @@ ARGV: 1 now, ms   2 how many of KEYS to take from   3 wanted, 0 to take none   4
   2 number of its queue in KEYS   3 id   4 token   5 return value (JSON) or reason
   6 JSON list of traces, '' for none   7 kept jobs: count, -1 all, 0 none   8 kept: age in seconds, ''   9 kept: limit, ''
   10 failed: attempts allowed; retry: delay in ms   11 '' or JSON: lifo, skip, tm, log, metrics, fields
-Returns: {codes, jobs, queues}; codes: for each delivery 0 (limit: for how many ms the queue is closed), or -1 no such job, -2 not locked, -3 not active, -4 pending
-  children, -6 locked by another delivery, -9 failed children; jobs and queues as `take` returns them
+Returns: {codes, jobs, queues}; codes: for each delivery 0 (limit: for how many ms the queue is closed), or -1 no such job,
+  -2 not locked, -3 not active, -4 pending children, -6 locked by another delivery, -9 failed children; jobs and queues as
+  `take` returns them
 Events: completed, failed, retries-exhausted, delayed, waiting, drained; of parents too; those of `take`
 ]]
 local HEAD, EACH = 8, 11
@@ -39,7 +40,7 @@ for at = HEAD + 1, #ARGV, EACH do
   local more = ARGV[at + 10] ~= '' and cjson.decode(ARGV[at + 10]) or {}
   local code
   if what == 'completed' or what == 'failed' then
-    local keep = { count = tonumber(ARGV[at + 6]), age = tonumber(ARGV[at + 7]), limit = tonumber(ARGV[at + 8]) or 1000 }
+    local keep = { count = tonumber(ARGV[at + 6]) or -1, age = tonumber(ARGV[at + 7]), limit = tonumber(ARGV[at + 8]) or 1000 }
     code = finish(q, what, id, token, now, text, stack, keep, tonumber(ARGV[at + 9]) or 0, more)
     if code == 0 then
       ended[number] = true
