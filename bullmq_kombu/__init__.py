@@ -15,6 +15,7 @@ __version__ = "0.1.0.dev0"
 
 _PUBLIC = {
     "BullMQError": "bullmq_kombu.errors",
+    "FlowProducer": "bullmq_kombu.flows",
     "JobFailed": "bullmq_kombu.errors",
     "RateLimitError": "bullmq_kombu.celery.current",
     "UnrecoverableError": "bullmq_kombu.errors",

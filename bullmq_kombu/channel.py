@@ -27,6 +27,7 @@ from bullmq_kombu import scripts
 from bullmq_kombu.bindings import Bindings
 from bullmq_kombu.carry import current
 from bullmq_kombu.codec import NotAJob, Outgoing, job_of, message_of
+from bullmq_kombu.collect import collecting
 from bullmq_kombu.connection import Server, wait_any
 from bullmq_kombu.errors import JobError, job_error
 from bullmq_kombu.intake import Intake, wait_timeout
@@ -78,6 +79,8 @@ class Channel(virtual.Channel):
             base = queue_base(self.options.prefix, queue)
             # What a BullMQ Queue writes when it is made; it tells dashboards, and other processes here, that there is such a queue.
             self.server.call("HSETNX", base + "meta", "opts.maxLenEvents", self.options.max_len_events)
+            # For whoever knows a task id and not its queue.
+            self.server.call("SADD", self.keys.queues, queue)
             self.transient.is_none(queue)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
@@ -153,10 +156,16 @@ class Channel(virtual.Channel):
             return
         base = queue_base(self.options.prefix, queue)
         properties = message["properties"]
+        collected = collecting.get()
+        if collected is not None:
+            properties["bullmq"] = {**(properties.get("bullmq") or {}), **collected.options}
         # Kombu publishes the same properties again when it retries: the same time then tells that it is the same message.
         now = properties.setdefault("published_ms", now_ms())
         outgoing = job_of(message, now, self._usual_options(), self._make_options)
         check_size(outgoing.name, outgoing.data, outgoing.options.size_limit)
+        if collected is not None:
+            collected.jobs.append((self.options.prefix, queue, outgoing))
+            return
         carried = current.get()
         if carried is not None and carried.task_id == outgoing.task_id and carried.base == base and self._carry_on(outgoing, now):
             return

@@ -9,7 +9,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -167,10 +167,7 @@ def make_job_options(given: Mapping[str, Any], defaults: Mapping[str, Any] | Non
     if "deduplication" in merged:
         more["de"] = dict(merged["deduplication"])
     if "parent" in merged:
-        parent = merged["parent"]
-        flags = {_STORED_AS[name]: True for name in _POLICIES if merged.get(name)}
-        more["parentKey"] = f"{parent['queue']}:{parent['id']}"
-        more["parent"] = json.dumps({"id": parent["id"], "queueKey": parent["queue"], **flags}, separators=(",", ":"))
+        more |= _parent_of(stored)
     return JobOptions(
         stored=json.dumps(stored, separators=(",", ":"), allow_nan=False),
         job_id=merged.get("jobId", ""),
@@ -180,6 +177,23 @@ def make_job_options(given: Mapping[str, Any], defaults: Mapping[str, Any] | Non
         size_limit=merged.get("sizeLimit"),
         more=more,
     )
+
+
+def _parent_of(stored: Mapping[str, Any]) -> dict[str, str]:
+    """What the script has to know of the parent that the stored options name: its key, and the JSON kept with the child."""
+    parent = stored["parent"]
+    flags = {flag: True for flag in (_STORED_AS[name] for name in _POLICIES) if stored.get(flag)}
+    kept = json.dumps({"id": parent["id"], "queueKey": parent["queue"], **flags}, separators=(",", ":"))
+    return {"parentKey": f"{parent['queue']}:{parent['id']}", "parent": kept}
+
+
+def with_parent(options: JobOptions, parent_id: str, parent_queue: str) -> JobOptions:
+    """The same options for a child of the job `parent_id` in `parent_queue` ("prefix:queue")."""
+    if "de" in options.more:
+        raise BadInput("Deduplication and parent options cannot be used together")
+    stored = {**json.loads(options.stored), "parent": {"id": parent_id, "queue": parent_queue}}
+    text = json.dumps(stored, separators=(",", ":"), allow_nan=False)
+    return replace(options, stored=text, more={**options.more, **_parent_of(stored)})
 
 
 def check_size(name: str, data: str, limit: int | None) -> None:

@@ -41,9 +41,11 @@ def now_ms() -> int:
 
 
 def server_of(connection: Any, prefix: str | None = None) -> tuple[Server, bool]:
-    """The Server behind a URL, a kombu.Connection or a Server; and whether it is the caller's to close."""
+    """The Server behind a URL, a kombu.Connection, a Celery app or a Server; and whether it is the caller's to close."""
     if isinstance(connection, Server):
         return connection, False
+    if hasattr(connection, "connection_for_write"):
+        connection = connection.connection_for_write()
     if isinstance(connection, str):
         from kombu import Connection
 
