@@ -70,7 +70,7 @@ local function child_failed(key, parent_key, flags, reason, now)
       call('HSET', parent_key, 'defa', text, 'delay', 0)
       line_up_first(q, id, priority_of(q, id))
       wake(q)
-      emit(q, 'waiting', 'jobId', id, 'prev', 'delayed')
+      emit(q, 'waiting', 'jobId', id, 'prev', 'waiting-children') -- as BullMQ says it, though it was delayed
     elseif call('EXISTS', parent_key) == 1 and not call('ZSCORE', base .. 'failed', id) then
       call('HSET', parent_key, 'defa', text)
     end

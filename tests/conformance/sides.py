@@ -17,6 +17,7 @@ from node_driver import Node, NodeError
 from bullmq_kombu import scripts
 from bullmq_kombu.connection import Server
 from bullmq_kombu.errors import BullMQError, JobError
+from bullmq_kombu.flows import FlowProducer, JobNode
 from bullmq_kombu.leases import Delivery, Leases
 from bullmq_kombu.queue import Queue
 from bullmq_kombu.scripts import Ending, Taken, Worker
@@ -113,7 +114,18 @@ class NodeSide:
         added = self._call("addBulk", queue, jobs=list(jobs))
         return added if isinstance(added, Refused) else [job["id"] for job in added]
 
+    def add_flow(self, queue: str, flow: Mapping[str, Any]) -> Any:
+        """The ids, parents before their children."""
+        try:
+            return _flow_ids(self.node.call("flowAdd", flow=flow))
+        except NodeError as error:
+            return Refused(error.code if isinstance(error.code, int) else 0)
+
     # -- working
+
+    def wait_children(self, queue: str, job_id: str, token: str) -> Any:
+        """Whether it waits now."""
+        return self._call("moveToWaitingChildren", queue, jobId=job_id, token=token)
 
     def take(self, queue: str, token: str, wanted: int = 1) -> Any:
         """The ids of the jobs taken. One that carries a deferred failure is failed at once, as every worker does."""
@@ -319,7 +331,17 @@ class OurSide:
             return [job.id for job in self.queue(queue).add_bulk(jobs)]
         return refused[0]
 
+    def add_flow(self, queue: str, flow: Mapping[str, Any]) -> Any:
+        with refusals() as refused:
+            added = FlowProducer(self.server, clock=lambda: self.now).add(flow)
+            return _flow_ids(_as_node(added))
+        return refused[0]
+
     # -- working
+
+    def wait_children(self, queue: str, job_id: str, token: str) -> Any:
+        code = scripts.wait_children(self.server, self._base(queue), job_id, token, self.now)
+        return Refused(code) if code < 0 else code == 0
 
     def _worker(self, token: str) -> Worker:
         options = self.server.options
@@ -513,6 +535,14 @@ def refusals() -> Iterator[list[Refused]]:
 
 def _code(code: int) -> Refused | None:
     return Refused(code) if code < 0 else None
+
+
+def _as_node(node: JobNode) -> dict[str, Any]:
+    return {"job": {"id": node.job.id}, "children": [_as_node(child) for child in node.children]}
+
+
+def _flow_ids(node: Mapping[str, Any]) -> list[str]:
+    return [node["job"]["id"], *(one for child in node.get("children") or () for one in _flow_ids(child))]
 
 
 def _id(job: Any) -> Any:
