@@ -30,7 +30,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def sequences(request: pytest.FixtureRequest) -> int:
     """How many random sequences are tried."""
-    return 2000 if request.config.getoption("--long", False) or os.environ.get("BULLMQ_KOMBU_LONG") else 100
+    wanted = os.environ.get("BULLMQ_KOMBU_SEQUENCES")
+    if wanted:
+        return int(wanted)
+    return 2000 if request.config.getoption("--long", False) else 100
 
 
 @pytest.fixture(scope="session")

@@ -145,7 +145,7 @@ class Sequence(RuleBasedStateMachine):
     def add_child(self, opts: dict[str, Any], parent: int, policy: dict[str, bool]) -> None:
         opts.pop("deduplication", None)
         parent_id = self._id(parent)
-        if parent_id == "x:y:z" or self._knows_other_parent(opts.get("jobId"), parent_id):
+        if "x:y:z" in (parent_id, opts.get("jobId")) or self._knows_other_parent(opts.get("jobId"), parent_id):
             return  # full keys are split at their last colon, on both sides alike, and then name another job
         self._know(self.both.do("add", "child", {}, {**opts, **policy, "parent": {"id": parent_id, "queue": f"bull:{self.both.queue}"}}))
         self._done()
@@ -271,6 +271,8 @@ class Sequence(RuleBasedStateMachine):
     def clean(self, grace: int, limit: int, state: str) -> None:
         if self.is_v5 and self.paused and state == "waiting":
             return  # there it is a state of its own
+        if state in ("active", "waiting"):
+            limit = 0  # upstream counts the jobs it may not remove against the limit; we remove as many as there may be
         self.both.do("clean", grace, limit, state)
         self._done()
 
