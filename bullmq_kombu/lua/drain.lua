@@ -25,7 +25,7 @@ end
 
 for _, list in ipairs({ 'wait', 'paused' }) do
   remove_all(call('LRANGE', base .. list, 0, -1), function(id)
-    call('LREM', base .. list, 0, id)
+    call('LREM', base .. list, 1, id)
   end)
 end
 for _, set in ipairs(ARGV[2] == '1' and { 'prioritized', 'delayed' } or { 'prioritized' }) do

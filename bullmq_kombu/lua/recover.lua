@@ -11,7 +11,8 @@ local moved = {}
 
 local function is_scheduled(q, id)
   local scheduler = call('HGET', q.base .. id, 'rjk')
-  return scheduler and call('EXISTS', q.base .. 'repeat:' .. scheduler) == 1
+  return scheduler
+    and (call('EXISTS', q.base .. 'repeat:' .. scheduler) == 1 or call('ZSCORE', q.base .. 'repeat', scheduler))
 end
 
 for number, base in ipairs(KEYS) do

@@ -33,7 +33,7 @@ class Queue:
 
     # -- looking
 
-    def keys(self) -> dict[str, Any]:
+    def picture(self) -> dict[str, Any]:
         """Every key of the queue but the event stream, without its base: text, list, set, or dictionary of a hash or sorted set."""
         found = {key.removeprefix(self.base): self.value(key.removeprefix(self.base)) for key in self.redis.scan_iter(f"{self.base}*", 500)}
         found.pop("events", None)
@@ -55,8 +55,8 @@ class Queue:
         return None
 
     def without_meta(self) -> dict[str, Any]:
-        """`keys` of a queue whose settings are not the point."""
-        return {suffix: value for suffix, value in self.keys().items() if suffix != "meta"}
+        """`picture` of a queue whose settings are not the point."""
+        return {suffix: value for suffix, value in self.picture().items() if suffix != "meta"}
 
     def ttl(self, suffix: str) -> int:
         """Milliseconds; -1 for none."""

@@ -21,7 +21,7 @@ def deduplicated_by(dedup: dict[str, Any], **more: Any) -> str:
 def test_a_plain_job_waits_and_wakes_a_worker(queue: Queue) -> None:
     assert queue.add(queue.job(name="send", data='{"to":"a/b"}', celery='{"k":"a"}')) == ["1"]
 
-    assert queue.keys() == {
+    assert queue.picture() == {
         "id": "1",
         "meta": META,
         "wait": ["1"],
@@ -50,7 +50,7 @@ def test_a_delayed_job_is_held_until_it_is_due(queue: Queue) -> None:
     queue.add(queue.job("d", delay=5000))
 
     due = NOW + 5000
-    assert queue.keys() == {
+    assert queue.picture() == {
         "id": "1",
         "meta": META,
         "delayed": {"d": due * 4096},
@@ -91,7 +91,7 @@ def test_a_negative_delay_is_none(queue: Queue) -> None:
 def test_a_job_with_a_priority_lines_up_by_it(queue: Queue) -> None:
     queue.add(queue.job("b", priority=5), queue.job("c", priority=5), queue.job("a", priority=1), queue.job("z", priority=2_097_151))
 
-    assert queue.keys() == {
+    assert queue.picture() == {
         "id": "4",
         "meta": META,
         "pc": "4",
@@ -199,12 +199,12 @@ def test_nobody_is_woken_while_the_global_concurrency_is_used_up(queue: Queue, r
 
 def test_a_job_whose_id_is_taken_is_not_added(queue: Queue) -> None:
     queue.add(queue.job("a", data='{"v":1}'))
-    before = queue.keys()
+    before = queue.picture()
     queue.events()
 
     assert queue.add(queue.job("a", data='{"v":2}', priority=3, delay=9)) == ["a"]
 
-    assert queue.keys() == {**before, "id": "2"}
+    assert queue.picture() == {**before, "id": "2"}
     assert queue.events() == ["duplicated jobId a"]
 
 
@@ -222,12 +222,12 @@ def test_unique_replaces_a_job_that_has_finished(queue: Queue, state: str) -> No
 
 def test_unique_leaves_a_job_alone_that_has_not_finished(queue: Queue) -> None:
     queue.add(queue.job("a"))
-    before = queue.keys()
+    before = queue.picture()
     queue.events()
 
     assert queue.add(queue.job("a", data='{"v":2}', more='{"unique":true}')) == [0], "the caller chooses another id"
 
-    assert queue.keys() == {**before, "id": "2"}
+    assert queue.picture() == {**before, "id": "2"}
     assert queue.events() == []
 
 
@@ -245,12 +245,12 @@ def test_the_first_job_of_a_deduplication_id_owns_it(queue: Queue) -> None:
 def test_a_second_job_of_a_deduplication_id_is_dropped(queue: Queue) -> None:
     more = deduplicated_by({"id": "x"})
     queue.add(queue.job("a", more=more))
-    before = queue.keys()
+    before = queue.picture()
     queue.events()
 
     assert queue.add(queue.job("b", more=more), queue.job(more=more)) == ["a", "a"]
 
-    assert queue.keys() == {**before, "id": "3"}
+    assert queue.picture() == {**before, "id": "3"}
     assert queue.events() == [
         "deduplicated jobId a deduplicationId x deduplicatedJobId b",
         "deduplicated jobId a deduplicationId x deduplicatedJobId 3",
@@ -319,11 +319,11 @@ def test_replace_puts_the_new_job_in_the_place_of_a_delayed_one(queue: Queue, de
 def test_replace_does_nothing_to_a_job_that_is_not_delayed(queue: Queue) -> None:
     more = deduplicated_by({"id": "x", "replace": True})
     queue.add(queue.job("a", more=more))
-    before = queue.keys()
+    before = queue.picture()
     queue.events()
 
     assert queue.add(queue.job("b", more=more)) == ["a"]
-    assert queue.keys() == {**before, "id": "2"}
+    assert queue.picture() == {**before, "id": "2"}
     assert queue.events() == []
 
 
@@ -420,7 +420,7 @@ def test_without_its_parent_a_child_is_not_added(queue: Queue, other: Queue) -> 
 
     assert queue.value("id") == "1", "nothing was counted"
     assert queue.value("c") is None
-    assert other.keys() == {}
+    assert other.picture() == {}
 
 
 def test_a_parent_waits_for_the_children_that_follow(queue: Queue, other: Queue) -> None:
@@ -492,12 +492,12 @@ def test_a_job_that_has_completed_tells_the_parent_it_gets(queue: Queue, other: 
 
 def test_a_job_keeps_the_parent_it_has(queue: Queue, other: Queue) -> None:
     other.add(other.job("p"), other.job("q"), queue.job("c", more=child_of(other, "p")))
-    before = queue.keys()
+    before = queue.picture()
     queue.events()
 
     assert queue.add(queue.job("c", more=child_of(other, "q"))) == [-7]
 
-    assert queue.keys() == {**before, "id": "2"}
+    assert queue.picture() == {**before, "id": "2"}
     assert other.value("q:dependencies") is None
     assert queue.events() == []
 

@@ -144,7 +144,7 @@ def test_many_ends_in_one_call(queue: Queue) -> None:
     assert queue.end(*(queue.ending("completed", job, "null") for job in jobs)) == [0] * len(jobs)
     assert queue.value("completed") == dict.fromkeys(jobs, NOW)
     assert queue.value("active") is None
-    assert not any(key.endswith(":lock") for key in queue.keys())
+    assert not any(key.endswith(":lock") for key in queue.picture())
 
 
 # -- what is refused
@@ -175,11 +175,11 @@ def test_an_end_that_is_refused_changes_nothing(queue: Queue, what: str, happene
     queue.active(queue.job("a"), queue.job("b"))
     happened(queue)
     queue.set("active", "LPUSH", "x")
-    before = queue.keys()
+    before = queue.picture()
 
     assert queue.end(queue.ending(what, "a", "1", more='{"log":"line"}'), queue.ending("release", "b")) == [code, 0 if code != -3 else -3]
 
-    after = queue.keys()
+    after = queue.picture()
     for suffix in ("a", "completed", "failed", "delayed", "a:logs"):
         assert after.get(suffix) == before.get(suffix)
     assert not any("jobId a " in event for event in queue.events())
@@ -208,11 +208,11 @@ def test_sending_an_end_again_changes_nothing(queue: Queue) -> None:
     queue.active(queue.job("a"))
     ending = queue.ending("completed", "a", "1", keep=(5, "", ""))
     assert queue.end(ending) == [0]
-    before = queue.keys()
+    before = queue.picture()
     queue.events()
 
     assert queue.end(ending, now=NOW + 5) == [-2]
-    assert queue.keys() == before
+    assert queue.picture() == before
     assert queue.events() == []
 
 
@@ -240,10 +240,10 @@ def test_token_0_asks_for_no_lock(queue: Queue) -> None:
 def test_a_parent_cannot_complete_before_its_children(queue: Queue, suffix: str, kind: str, code: int) -> None:
     queue.active(queue.job("a"))
     queue.set(suffix, kind, *([1] if kind == "ZADD" else []), "bull:c:1")
-    before = queue.keys()
+    before = queue.picture()
 
     assert queue.end(queue.ending("completed", "a", "1")) == [code]
-    assert queue.keys() == before, "the lock is kept: it can fail instead"
+    assert queue.picture() == before, "the lock is kept: it can fail instead"
     assert queue.end(queue.ending("failed", "a", "no")) == [0]
 
 
@@ -291,7 +291,7 @@ def test_a_parent_goes_where_its_options_say(queue: Queue, other: Queue, opts: d
     flow(queue, other, "c", opts=opts)
     other.end(other.ending("completed", "c", "1"), now=NOW + 50)
 
-    assert place.items() <= queue.keys().items()
+    assert place.items() <= queue.picture().items()
     assert queue.value("waiting-children") is None
     assert queue.events() == [event]
 
@@ -495,7 +495,7 @@ def test_it_goes_where_its_options_say(queue: Queue, opts: dict[str, Any], place
     queue.add(queue.job("z"), queue.job("b", more=more, opts=json.dumps({"de": {"id": "x", "keepLastIfActive": True}, **opts})))
     queue.end(queue.ending("completed", "a", "1"))
 
-    assert place.items() <= queue.keys().items()
+    assert place.items() <= queue.picture().items()
 
 
 def test_it_joins_its_parent(queue: Queue, other: Queue) -> None:
@@ -533,7 +533,7 @@ def test_only_the_newest_are_kept(queue: Queue) -> None:
     queue.events()
 
     assert queue.value("completed") == {"c": NOW + 2, "d": NOW + 3}
-    assert {suffix for suffix in queue.keys() if suffix[0] in "abcd" and suffix != "active"} >= {"c", "c:logs", "d", "d:logs"}
+    assert {suffix for suffix in queue.picture() if suffix[0] in "abcd" and suffix != "active"} >= {"c", "c:logs", "d", "d:logs"}
     assert queue.value("a") is None
     assert queue.value("a:logs") is None
 
@@ -575,7 +575,7 @@ def test_the_old_ones_go(queue: Queue, ages_s: list[int], keep: tuple[Any, ...],
     queue.end(queue.ending("completed", "now", "1", keep=keep))
 
     assert set(queue.value("completed") or ()) == left
-    assert {suffix for suffix in queue.keys() if suffix.isdigit() or suffix == "now"} == left
+    assert {suffix for suffix in queue.picture() if suffix.isdigit() or suffix == "now"} == left
 
 
 def test_at_most_a_thousand_old_ones_go_in_one_call_unless_told_otherwise(queue: Queue) -> None:
@@ -681,7 +681,7 @@ def test_without_metrics_nothing_is_counted(queue: Queue) -> None:
     queue.active(queue.job("a"))
     queue.end(queue.ending("failed", "a", "no"))
 
-    assert not any("metrics" in suffix for suffix in queue.keys())
+    assert not any("metrics" in suffix for suffix in queue.picture())
 
 
 def test_failures_are_counted_apart_and_retries_not_at_all(queue: Queue) -> None:

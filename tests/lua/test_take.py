@@ -59,7 +59,7 @@ def test_every_activation_is_counted(queue: Queue) -> None:
 
 def test_nothing_to_take_changes_nothing(queue: Queue) -> None:
     assert queue.ask(5) == ([], [QueueState(queue.base, 0, 0)])
-    assert queue.keys() == {}
+    assert queue.picture() == {}
     assert queue.events() == []
 
 
@@ -136,7 +136,7 @@ def test_an_id_without_a_hash_is_failed_and_never_active(queue: Queue, place: st
     assert queue.take(wanted) == []
 
     reason = "Missing key for job ghost. moveToActive"
-    assert {suffix: value for suffix, value in queue.keys().items() if suffix != "marker"} == {
+    assert {suffix: value for suffix, value in queue.picture().items() if suffix != "marker"} == {
         "failed": {"ghost": NOW},
         "ghost": {**stored(opts="{}"), "name": "", "failedReason": reason, "finishedOn": str(NOW)},
     }
