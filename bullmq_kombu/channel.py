@@ -26,7 +26,7 @@ from kombu.utils.json import loads as kombu_loads
 from bullmq_kombu import scripts
 from bullmq_kombu.bindings import Bindings
 from bullmq_kombu.carry import current
-from bullmq_kombu.codec import NotAJob, Outgoing, job_of, message_of
+from bullmq_kombu.codec import NotAJob, Outgoing, job_of, message_of, priority_of
 from bullmq_kombu.collect import collecting
 from bullmq_kombu.connection import Server, wait_any
 from bullmq_kombu.errors import JobError, job_error
@@ -121,7 +121,8 @@ class Channel(virtual.Channel):
             self._purge(queue)
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        if self.typeof(exchange).type == "fanout":
+        is_broadcast = self.typeof(exchange).type == "fanout"
+        if is_broadcast and queue in self.transient:
             self.transient.broadcasts[queue] = (exchange, (routing_key or "").replace("/", "."))
             return
         binding = (routing_key or "", pattern or "", queue or "")
@@ -129,6 +130,7 @@ class Channel(virtual.Channel):
             self.transient.bind(queue, exchange, binding, now_ms())
         else:
             self.bindings.add(exchange, binding)
+            self.transient.forget_bindings(exchange)
 
     def queue_unbind(self, queue: str, exchange: str | None = None, routing_key: str = "", arguments: Any = None, **kwargs: Any) -> None:
         super().queue_unbind(queue, exchange, routing_key, arguments, **kwargs)
@@ -136,6 +138,7 @@ class Channel(virtual.Channel):
         with contextlib.suppress(KeyError):
             routing, pattern, _ = self.typeof(name).prepare_bind(queue, name, routing_key, arguments)
             self.bindings.remove(name, (routing or "", pattern or "", queue or ""))
+            self.transient.forget_bindings(name)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         super().exchange_delete(exchange, if_unused, nowait)
@@ -152,7 +155,7 @@ class Channel(virtual.Channel):
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         transient = self.transient
         if queue in transient or (not transient.is_known(queue) and self._is_reply(queue, message)) or transient.is_one(queue):
-            transient.push(queue, _pack(message))
+            transient.push(queue, _pack(message), priority_of(message["properties"]))
             return
         base = queue_base(self.options.prefix, queue)
         properties = message["properties"]
@@ -227,7 +230,10 @@ class Channel(virtual.Channel):
         })  # fmt: skip
 
     def _put_fanout(self, exchange: str, message: dict[str, Any], routing_key: str, **kwargs: Any) -> None:
+        """To whoever listens now; and a durable queue that is bound keeps it as a job."""
         self.intake.fanout.publish(exchange, routing_key or "", _pack(message))
+        for queue in self.transient.queues_of(exchange, now_ms()):
+            self._put(queue, message)
 
     # -- consuming -------------------------------------------------------------------------------------------------------
 

@@ -118,7 +118,7 @@ def job_of(message: Mapping[str, Any], now: int, options: JobOptions | None, mak
     _keep_headers(headers, task_id, celery)
     _keep_properties(properties, task_id, celery)
     delay = options.delay or _delay_of(headers.get("eta"), now)
-    return Outgoing(name, data, celery, options, task_id, delay, options.priority or _priority_of(properties))
+    return Outgoing(name, data, celery, options, task_id, delay, options.priority or priority_of(properties))
 
 
 def _task_data(body: Any, kind: Any, headers: Mapping[str, Any], celery: dict[str, Any]) -> str:
@@ -217,7 +217,8 @@ def _keep_properties(properties: Mapping[str, Any], task_id: Any, celery: dict[s
         celery["p"] = kept
 
 
-def _priority_of(properties: Mapping[str, Any]) -> int:
+def priority_of(properties: Mapping[str, Any]) -> int:
+    """The message's priority as BullMQ's: lower first, None and 0 before all others."""
     priority = properties.get("priority")
     if not priority:
         return 0

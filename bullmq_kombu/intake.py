@@ -114,7 +114,7 @@ class Intake:
             elif isinstance(one, Delivery):
                 one.release()
             elif not one.broadcast:
-                self._transient.push(one.queue, one.payload, first=True)
+                self._transient.put_back(one)
         self._ready = kept
 
     # -- taking ------------------------------------------------------------------------------------------------------------

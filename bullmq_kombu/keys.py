@@ -13,11 +13,17 @@ The job hash has one field of ours, `celery`, which BullMQ ignores and keeps (se
 
 What Kombu needs besides queues lives where no queue can be, behind an empty queue name, `prefix::kombu:`:
 
-    list:<queue>       list     messages of a queue that Celery made for itself; expires
+    messages:<queue>   zset     messages of a queue that Celery made for itself, by priority; expires
+    queue:<queue>      string   that there is such a queue, and for how many ms it is kept; expires
+    sequence           string   numbers the messages
     marker:<queue>     zset     wakes its consumer, as BullMQ's marker does; expires
     bindings:<exchange>  hash   routing key, pattern, queue (JSON) -> when it expires, ms, 0 for never
     versions           hash     exchange -> how often its bindings have changed
     <db>:fanout:<exchange>/<routing key>   PUB/SUB channel
+    queues             set      the BullMQ queues that Celery has declared: where the job of a task id may be
+    result:<task id>   hash     status and meta as a Celery worker stored them; expires. Also the PUB/SUB channel where that is told
+    group:<group id>   string   a saved group; expires
+    chord:<group id>   hash     size, parts and claim of a chord; expires
 """
 
 from __future__ import annotations
@@ -42,10 +48,11 @@ class KombuKeys:
     def __init__(self, prefix: str, db: int | str = 0) -> None:
         self.base = f"{prefix}::kombu:"
         self.versions = f"{self.base}versions"
+        self.queues = f"{self.base}queues"
         self._fanout = f"{self.base}{db}:fanout:"
 
-    def list(self, queue: str) -> str:
-        return f"{self.base}list:{queue}"
+    def messages(self, queue: str) -> str:
+        return f"{self.base}messages:{queue}"
 
     def marker(self, queue: str) -> str:
         return f"{self.base}marker:{queue}"

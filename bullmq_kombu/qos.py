@@ -90,7 +90,7 @@ class QoS(virtual.QoS):
             else:
                 one.fail(one.reason or "rejected", final=True)
         elif one is not None and requeue and not one.broadcast:
-            self.channel.transient.push(one.queue, one.payload, first=True)
+            self.channel.transient.put_back(one)
 
     def restore_unacked(self) -> None:
         """Jobs not started go back to the head of their queues, the last one first; running ones go on, and end, without this channel."""
@@ -100,7 +100,7 @@ class QoS(virtual.QoS):
                 if not one.started:
                     one.release()
             elif not one.broadcast:
-                self.channel.transient.push(one.queue, one.payload, first=True)
+                self.channel.transient.put_back(one)
         self.channel.leases.adrift.update(self._held)
         self._held.clear()
 

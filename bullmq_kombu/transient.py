@@ -1,12 +1,13 @@
 """Queues that Celery makes for itself: remote control, replies, events, rpc results.
 
-Each is a list that expires unless somebody goes on using it, and never a BullMQ queue: nothing for a dashboard to show. Other
+Each is a set of messages that expires unless somebody goes on using it, and never a BullMQ queue: nothing for a dashboard to show. Other
 processes know it by a key that expires with it. A consumer is woken as BullMQ's workers are, by a marker, so that one blocking
 connection can wait for many. Knows no job.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ KEPT_MS = 24 * 3_600_000
 UNDECLARED_KEPT_MS = 300_000
 #: How long it is remembered that a queue is, or is not, of this kind, s.
 KNOWN_FOR_S = 60.0
+#: The same for the queues of jobs that a broadcast exchange leads to, s.
+BOUND_FOR_S = 1.0
 
 
 class Pushed(NamedTuple):
@@ -44,6 +47,7 @@ class TransientQueues:
         #: Bound to a broadcast: (exchange, routing key). Nothing of them is in Redis.
         self.broadcasts: dict[str, tuple[str, str]] = {}
         self._known: dict[str, tuple[bool, float]] = {}
+        self._bound_to: dict[str, tuple[list[str], float]] = {}
         self._touched = time.monotonic()
 
     def __contains__(self, queue: str) -> bool:
@@ -53,6 +57,18 @@ class TransientQueues:
     def declare(self, queue: str, now: int, kept_ms: int | None = None) -> None:
         self._kept[queue] = kept_ms or KEPT_MS
         scripts.run(self._server, "declare", (self._keys.base,), (now, queue, self._kept[queue], 0))
+
+    def queues_of(self, exchange: str, now: int) -> list[str]:
+        """The queues of jobs bound to a broadcast exchange. Remembered for a second: every event that a worker sends asks."""
+        known = self._bound_to.get(exchange)
+        if known is None or known[1] < time.monotonic():
+            queues = [queue for _, _, queue in self._bindings.of(exchange, now)]
+            known = self._bound_to[exchange] = (queues, time.monotonic() + BOUND_FOR_S)
+        return known[0]
+
+    def forget_bindings(self, exchange: str) -> None:
+        """A binding of the exchange was made or removed here."""
+        self._bound_to.pop(exchange, None)
 
     def bind(self, queue: str, exchange: str, binding: Binding, now: int) -> None:
         self._bindings.add(exchange, binding, now + self._kept[queue])
@@ -76,19 +92,25 @@ class TransientQueues:
         """The queue was declared as one of jobs."""
         self._known[queue] = (False, 0.0)
 
-    def push(self, queue: str, payload: str, *, first: bool = False) -> None:
-        scripts.run(self._server, "push", (self._keys.base,), (queue, payload, UNDECLARED_KEPT_MS, "1" if first else ""))
+    def push(self, queue: str, payload: str, priority: int = 0, *, first: bool = False) -> None:
+        """Puts a message at the end of those of its priority (lower ones come before), or at their head."""
+        scripts.run(self._server, "push", (self._keys.base,), (queue, payload, priority, UNDECLARED_KEPT_MS, "1" if first else ""))
+
+    def put_back(self, pushed: Pushed) -> None:
+        """To the head, as if it had not been taken."""
+        priority = json.loads(pushed.payload)["properties"].get("priority") or 0
+        self.push(pushed.queue, pushed.payload, priority, first=True)
 
     def pop(self, queue: str, count: int) -> list[Pushed]:
-        """The oldest messages, at most `count`."""
+        """The next messages, at most `count`."""
         return [Pushed(queue, payload) for payload in scripts.run(self._server, "pop", (self._keys.base,), (queue, count))]
 
     def size(self, queue: str) -> int:
-        return int(self._server.call("LLEN", self._keys.list(queue)))
+        return int(self._server.call("ZCARD", self._keys.messages(queue)))
 
     def purge(self, queue: str) -> int:
         size = self.size(queue)
-        self._server.call("DEL", self._keys.list(queue), self._keys.marker(queue))
+        self._server.call("DEL", self._keys.messages(queue), self._keys.marker(queue))
         return size
 
     def drop(self, queue: str) -> None:
@@ -99,7 +121,7 @@ class TransientQueues:
         self.broadcasts.pop(queue, None)
         for exchange, binding in self._bound.pop(queue, ()):
             self._bindings.remove(exchange, binding)
-        self._server.call("DEL", self._keys.list(queue), self._keys.marker(queue), f"{self._keys.base}queue:{queue}")
+        self._server.call("DEL", self._keys.messages(queue), self._keys.marker(queue), f"{self._keys.base}queue:{queue}")
 
     def touch(self, now: int) -> None:
         """Those declared here stay: to be called now and then while they are used. Costs a command each third of the shortest expiry."""

@@ -7,7 +7,7 @@ local at = 2
 while at <= #ARGV do
   local queue, kept, bindings = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2])
   redis.call('SET', KEYS[1] .. 'queue:' .. queue, kept, 'PX', kept)
-  redis.call('PEXPIRE', KEYS[1] .. 'list:' .. queue, kept)
+  redis.call('PEXPIRE', KEYS[1] .. 'messages:' .. queue, kept)
   redis.call('PEXPIRE', KEYS[1] .. 'marker:' .. queue, kept)
   for binding = 1, bindings do
     local exchange = ARGV[at + 1 + 2 * binding]
