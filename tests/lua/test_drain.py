@@ -33,7 +33,7 @@ def test_what_waits_goes_without_a_sound(queue: Queue, delayed: bool) -> None:
     fill(queue)
     before = queue.picture()
 
-    assert drain(queue, delayed) == 5 if delayed else 4
+    assert drain(queue, delayed) == (5 if delayed else 4)
 
     gone = {"a", "a:logs", "b", "p", "parked", "wait", "paused", "prioritized"} | ({"d", "delayed"} if delayed else set())
     assert queue.picture() == {suffix: value for suffix, value in before.items() if suffix not in gone}
