@@ -339,13 +339,17 @@ class Channel(virtual.Channel):
         self._owner = threading.get_ident()
         self.transient.touch(now_ms())
         until = time.monotonic() + TURN_S
+        delivered = False
         while self.deliver_one():
+            delivered = True
             if self.closed:
                 return None
             if time.monotonic() >= until:
                 return 0.0
         pause = self.intake.pursue(*self.qos.in_hand())
-        return 0.0 if pause is None and self.intake.has_more else pause
+        # After a delivery the loop must not wait: what the consumer scheduled, and what another of the loop's ticks does with it (Celery's
+        # pool writes to its children in one), may have had their turn in this round.
+        return 0.0 if delivered or (pause is None and self.intake.has_more) else pause
 
     def drain_events(self, timeout: float | None = None, callback: Any = None) -> None:
         """Delivers one message, or raises socket.timeout after `timeout` seconds."""

@@ -153,8 +153,6 @@ class Transport(virtual.Transport):
             pause = channel.turn()
             if channel.closed or loop is not self._loop:
                 return
-            if getattr(loop, "_ready", True):
-                pause = 0.0  # what a consumer has scheduled: the loop looks for it before the ticks, then waits
             if pause is not None:
                 self._come_back(loop, channel, pause)
             for descriptor in channel.intake.descriptors():
@@ -176,6 +174,7 @@ class Transport(virtual.Transport):
                 self._timer = None
 
             self._timer = loop.call_later(pause, due)
+            channel.intake.waker.wake()  # the loop has looked at its timers already
 
     def _on_readable(self, channel: JobChannel, descriptor: int) -> None:
         if not channel.closed:

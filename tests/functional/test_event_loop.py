@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -80,3 +81,29 @@ def test_what_a_consumer_schedules_runs_at_once(server: Server, loop: Hub, queue
         other.Producer().publish(1, exchange=exchange, declare=[queue])
         run_until(loop, lambda: ran)
     assert ran[0] - received[0] < 0.5
+
+
+def test_what_another_tick_does_with_a_delivery_is_done_at_once(server: Server, loop: Hub, queue_name: str) -> None:
+    """Celery's pool hands tasks to its children in a tick of its own. A loop runs its ticks in no order: some of these come before ours."""
+    queue = Queue(queue_name)
+    received: list[float] = []
+    seen: dict[int, float] = {}
+
+    def on_message(body: Any, message: Any) -> None:
+        message.ack()
+        received.append(time.monotonic())
+
+    def ticks(number: int) -> None:
+        if received:
+            seen.setdefault(number, time.monotonic())
+
+    with Connection(server.url, transport_options={"drain_delay": DRAIN_DELAY_S}) as connection, connection.clone() as other:
+        connection.connect()
+        for number in range(32):
+            loop.on_tick.add(partial(ticks, number))
+        connection.transport.register_with_event_loop(connection.connection, loop)
+        Consumer(connection.default_channel, [queue], callbacks=[on_message]).consume()
+        turn(loop)
+        other.Producer().publish(1, routing_key=queue.name)
+        run_until(loop, lambda: len(seen) == 32)
+    assert max(seen.values()) - received[0] < 0.5
