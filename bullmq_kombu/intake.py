@@ -138,6 +138,8 @@ class Intake:
         """For an event loop: asks, and leaves the answer to `on_readable`. `holding` jobs are in hand; `has_unstarted`: some not begun.
         Returns in how many seconds to come back where it waits for more ends to send; None where there is nothing to come back for."""
         self._fetch_lists()
+        if self._flight is not None and self._flight.has_landed:
+            self._land()
         wanted = self._wanted() if self._flight is None else 0
         if wanted <= 0:
             self._room_since = None
@@ -180,7 +182,7 @@ class Intake:
         wire = self._flight_wire
         if wire is None:
             wire = self._flight_wire = self._server.wire(self._options.client_name)
-        self._flight = Flight(self._leases, wire, bases, wanted, self._on_settled)
+        self._flight = Flight(self._leases, wire, bases, wanted, self._on_settled, self.waker.wake)
         return True
 
     def _land(self) -> None:

@@ -13,6 +13,7 @@ Knows neither Kombu nor Celery.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import math
@@ -140,17 +141,31 @@ def _number(value: Any) -> int:
 
 
 class Flight:
-    """One call on its way that sends the ends that wait and takes up to `wanted` jobs. `land` reads its answer, once."""
+    """One call on its way that sends the ends that wait and takes up to `wanted` jobs; `land` brings its answer.
 
-    __slots__ = ("_answer", "_bases", "_leases", "_on_settled", "_pending", "_renewed", "_worker", "wanted", "wire")
+    Whoever asked may be busy for long before it lands, with a task in a pool that runs in its own thread for example. The jobs are active
+    meanwhile: so the leases land a flight themselves when its locks would have to be renewed.
+    """
 
-    def __init__(self, leases: Leases, wire: Wire, bases: Sequence[str], wanted: int, on_settled: Callable[[Delivery], None]) -> None:
+    __slots__ = (
+        "_answer", "_bases", "_error", "_landed", "_landing", "_leases", "_on_landed", "_on_settled", "_pending", "_worker", "renewed",
+        "wanted", "wire",
+    )  # fmt: skip
+
+    def __init__(
+        self, leases: Leases, wire: Wire, bases: Sequence[str], wanted: int, on_settled: Callable[[Delivery], None],
+        on_landed: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         self.wire = wire
         self.wanted = wanted
         self._leases = leases
         self._bases = bases
         self._on_settled = on_settled
-        self._renewed = time.monotonic()
+        self._on_landed = on_landed
+        self._landing = threading.Lock()
+        self._landed: tuple[list[Delivery], list[scripts.QueueState]] | None = None
+        self._error: BaseException | None = None
+        self.renewed = time.monotonic()
         self._worker = leases.worker()
         self._pending = leases.pending()
         try:
@@ -162,14 +177,39 @@ class Flight:
         except BaseException:
             leases.wait_on(self._pending)
             raise
+        leases.flights.add(self)
 
     @property
     def bases(self) -> Sequence[str]:
         return self._bases
 
+    @property
+    def has_landed(self) -> bool:
+        return self._landed is not None or self._error is not None
+
+    def land_unasked(self) -> None:
+        """Lands it for whoever sent it, and says so."""
+        with contextlib.suppress(*_LOST):  # they will be told when they land it themselves
+            self.land()
+        if self._on_landed is not None:
+            self._on_landed()
+
     def land(self) -> tuple[list[Delivery], list[scripts.QueueState]]:
         """The jobs taken, and what is known of the queues now. Where the answer is lost, the ends are sent again later; a job that was
-        taken by it comes back when its lock has expired."""
+        taken by it comes back when its lock has expired. Another call gets the same, or the same error."""
+        with self._landing:
+            if self._error is not None:
+                raise self._error
+            if self._landed is None:
+                self._leases.flights.discard(self)
+                try:
+                    self._landed = self._read()
+                except BaseException as error:
+                    self._error = error
+                    raise
+            return self._landed
+
+    def _read(self) -> tuple[list[Delivery], list[scripts.QueueState]]:
         leases = self._leases
         try:
             answer = self._answer.answer()
@@ -181,7 +221,7 @@ class Flight:
             leases.sent(self._pending, codes)
         else:
             _, taken, states = scripts.finish_answer(self._bases, [(), *answer])
-        token, renewed, on_settled = self._worker.token, self._renewed, self._on_settled
+        token, renewed, on_settled = self._worker.token, self.renewed, self._on_settled
         deliveries = [Delivery(leases, one, token, renewed, on_settled) for one in taken]
         leases.hold(deliveries)
         return deliveries, states
@@ -202,6 +242,8 @@ class Leases:
         self._limited: dict[str, float] = {}
         #: Running jobs whose channel is gone; they still count against what may be held.
         self.adrift: set[Delivery] = set()
+        #: Calls that have not landed.
+        self.flights: set[Flight] = set()
         self._worker_id = str(uuid.uuid4())
         self._fetches = 0
         self._lock = threading.Lock()
@@ -389,10 +431,13 @@ class Leases:
             self.send()
         now = time.monotonic()
         period = self.options.renew_after
+        for flight in [one for one in list(self.flights) if now - one.renewed >= period]:
+            flight.land_unasked()
         due = [delivery for delivery in list(self._held.values()) if now - delivery.renewed >= period]
         if due:
             self._renew(due, now)
-        pause = period / 2 if self._held else 60.0
+        # Not only while jobs are held: nobody wakes this thread when the first ones are taken.
+        pause = period / 2
         if self._consumed:
             if now >= self._next_recovery:
                 self._recover()
@@ -424,6 +469,7 @@ class Leases:
         self._endings.clear()
         self._consumed.clear()
         self.adrift.clear()
+        self.flights.clear()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread = None
