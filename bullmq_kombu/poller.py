@@ -160,6 +160,8 @@ class Poller:
 
     def stop(self) -> None:
         """Waits no longer."""
+        if self._answer_by is not None:
+            self.heat()  # an answer may have come that nobody will read
         self._answer_by = None
         wire, self._wire = self._wire, None
         if wire is not None:
