@@ -32,7 +32,7 @@ def test_a_wake_up_that_nobody_has_read_is_not_lost(change: str, poller: Poller,
     poller.add(base)
     if change == "remove":
         poller.add(other)
-    poller.learned(poller.bases, [QueueState(one, 0, 0) for one in poller.bases], False, 0)
+    poller.learned(poller.bases, [QueueState(one, 0, 0) for one in poller.bases], False)
     assert poller.hot() == []
     poller.wait()
     wait_until(lambda: redis_client.info("clients")["blocked_clients"] >= 1, what="the poller to block")
