@@ -85,8 +85,11 @@ def unrecoverable(message: str) -> None:
 @app.task(bind=True, name="again", max_retries=5)
 def again(self: Any, times: int, countdown: float) -> Any:
     """Asks Celery for another try, `times` times."""
-    if self.request.retries < times:
-        raise self.retry(countdown=countdown, exc=ValueError(f"retry {self.request.retries + 1}"))
+    try:
+        if self.request.retries < times:
+            raise ValueError(f"failure {self.request.retries + 1}")
+    except ValueError as error:
+        raise self.retry(countdown=countdown, exc=error) from error
     return {"retries": self.request.retries, "id": self.request.id}
 
 
