@@ -230,8 +230,15 @@ class Wire:
         return descriptor
 
     def wait_readable(self, timeout: float | None) -> bool:
-        """Whether an answer (or the end of the connection) can be read within `timeout` seconds."""
-        return wait_any([self.fileno()], timeout) != []
+        """Whether an answer can be read within `timeout` seconds."""
+        # Answers that came together are read together: the second is in redis-py's buffer, or TLS's, and the socket has nothing to tell.
+        try:
+            if self.open().can_read(timeout=0):
+                return True
+        except BaseException:
+            self.close()
+            raise
+        return timeout != 0 and wait_any([self.fileno()], timeout) != []
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
