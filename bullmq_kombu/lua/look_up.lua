@@ -1,0 +1,87 @@
+--[[
+look_up: what is known of tasks: what `record` stored, and the job of that id in one of the queues that Celery knows.
+KEYS: "prefix::kombu:"
+ARGV: 1 "1" to tell also where the event streams of the unfinished end, then for each task: task id, job id ('' for a task
+  that can have none), the queue it was last seen in ('' for unknown, ':' before it where it can be in no other)
+Returns: {tasks, ends}. tasks: for each status, what was stored ('' and '' for nothing), then, where that is not final and there
+  is a job: queue, state (completed, failed, active or waiting), and of its hash name, data, returnvalue, failedReason, stacktrace,
+  atm, progress, pb, finishedOn. ends: queue, id of the last event, and so on: waiting for events after those misses nothing
+]]
+local base = KEYS[1]
+local prefix = string.sub(base, 1, -string.len(':kombu:') - 1)
+local FINAL = { SUCCESS = true, FAILURE = true, REVOKED = true, FORGOTTEN = true }
+local queues
+
+local function known_queues()
+  if not queues then
+    queues = redis.call('SMEMBERS', base .. 'queues')
+  end
+  return queues
+end
+
+-- The fields of a job with its queue and state before them, or nil where the queue has none of this id.
+local function job_in(queue, id)
+  local jobs = prefix .. queue .. ':'
+  local fields = redis.call('HMGET', jobs .. id, 'name', 'data', 'returnvalue', 'failedReason', 'stacktrace', 'atm', 'progress',
+    'pb', 'finishedOn')
+  if not fields[1] then
+    return nil
+  end
+  local state = 'waiting'
+  if fields[9] then
+    state = redis.call('ZSCORE', jobs .. 'completed', id) and 'completed' or 'failed'
+  elseif redis.call('EXISTS', jobs .. id .. ':lock') == 1 then
+    state = 'active'
+  end
+  return { queue, state, unpack(fields, 1, 9) }
+end
+
+-- The job and the queues where it may yet come.
+local function find(id, hint)
+  if string.sub(hint, 1, 1) == ':' then
+    local queue = string.sub(hint, 2)
+    return job_in(queue, id), { queue }
+  end
+  local found = hint ~= '' and job_in(hint, id) or nil
+  if not found then
+    for _, queue in ipairs(known_queues()) do
+      found = job_in(queue, id)
+      if found then
+        break
+      end
+    end
+  end
+  return found, found and {} or known_queues()
+end
+
+local tasks, watched = {}, {}
+for at = 2, #ARGV, 3 do
+  local stored = redis.call('HMGET', base .. 'result:' .. ARGV[at], 'status', 'meta')
+  local about = { stored[1] or '', stored[2] or '' }
+  if not FINAL[stored[1]] and ARGV[at + 1] ~= '' then
+    local found, possible = find(ARGV[at + 1], ARGV[at + 2])
+    if found then
+      for place = 1, 11 do
+        about[place + 2] = found[place]
+      end
+    end
+    if not found then
+      for _, queue in ipairs(possible) do
+        watched[queue] = true
+      end
+    elseif found[2] == 'active' or found[2] == 'waiting' then
+      watched[found[1]] = true
+    end
+  end
+  tasks[#tasks + 1] = about
+end
+
+local ends = {}
+if ARGV[1] == '1' then
+  for queue in pairs(watched) do
+    local last = redis.call('XREVRANGE', prefix .. queue .. ':events', '+', '-', 'COUNT', 1)[1]
+    ends[#ends + 1] = queue
+    ends[#ends + 1] = last and last[1] or '0-0'
+  end
+end
+return { tasks, ends }
