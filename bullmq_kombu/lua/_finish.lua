@@ -181,7 +181,7 @@ local function take_back_promise(key)
   end
 end
 
--- Another attempt, at once or after `delay` ms. `reason` and `stack` of this one are kept ('' for none); `more` may hold
+-- Another attempt, at once or after `delay` ms. `reason` (nil for none) and `stack` ('' for none) of this one are kept; `more` may hold
 -- lifo, skip (the attempt does not count), tm, log, and fields (what else to write to the hash, flat).
 local function try_again(q, id, token, now, reason, stack, delay, more)
   local key = q.base .. id
@@ -191,7 +191,7 @@ local function try_again(q, id, token, now, reason, stack, delay, more)
     return code
   end
   settle(q)
-  if reason ~= '' then
+  if reason then
     call('HSET', key, 'failedReason', reason)
   end
   if stack ~= '' then

@@ -31,4 +31,5 @@ local function traces_with(trace)
 end
 
 local stack = ARGV[6] ~= '' and traces_with(ARGV[6]) or ''
-return try_again(open_queue(KEYS[1]), ARGV[2], ARGV[3], tonumber(ARGV[1]), ARGV[5], stack, tonumber(ARGV[4]), more)
+local reason = ARGV[5] ~= '' and ARGV[5] or nil
+return try_again(open_queue(KEYS[1]), ARGV[2], ARGV[3], tonumber(ARGV[1]), reason, stack, tonumber(ARGV[4]), more)
