@@ -16,7 +16,10 @@ __version__ = "0.1.0.dev0"
 _PUBLIC = {
     "BullMQError": "bullmq_kombu.errors",
     "FlowProducer": "bullmq_kombu.flows",
+    "Job": "bullmq_kombu.job",
     "JobFailed": "bullmq_kombu.errors",
+    "Queue": "bullmq_kombu.queue",
+    "QueueEvents": "bullmq_kombu.queue_events",
     "RateLimitError": "bullmq_kombu.celery.current",
     "UnrecoverableError": "bullmq_kombu.errors",
     "current_job": "bullmq_kombu.celery.current",

@@ -361,6 +361,10 @@ class Server:
         else:
             self._idle.append(wire)
 
+    def look_again(self) -> None:
+        """A wire broke: where the master is has to be asked again before the next one is opened."""
+        self._locator.moved()
+
     def _open(self, name: str | None) -> Any:
         return self._locator.connection(name)
 

@@ -10,7 +10,9 @@ if call('EXISTS', base .. id) == 0 then
   return -1
 end
 local q = open_queue(base)
-if call('ZREM', base .. 'prioritized', id) + call('LREM', base .. 'wait', -1, id) + call('LREM', base .. 'paused', -1, id) > 0 then
+local waited = call('ZREM', base .. 'prioritized', id) + call('LREM', base .. 'wait', -1, id)
+  + call('LREM', base .. 'paused', -1, id)
+if waited > 0 then
   if first then
     line_up_first(q, id, priority)
   else

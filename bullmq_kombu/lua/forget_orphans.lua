@@ -1,15 +1,16 @@
 --[[
-forget_orphans: deletes what is left of jobs that no state of the queue has. What is no job, as the queue's own keys, is left alone.
+forget_orphans: deletes what is left of jobs that no state of the queue has. The queue's own keys, which are no jobs, are left alone.
 Uses: _queue _parents _state
 KEYS: "prefix:queue:"
 ARGV: ids, as they follow the base in a key
 Returns: how many jobs were forgotten
 ]]
 local base, forgotten = KEYS[1], 0
--- A job's hash has a name and a time; of a job whose hash is gone its lists and sets may be left, under an id that is no key of the queue's own.
+-- A job's hash has a name and a time. Of a job whose hash is gone its lists and sets may be left, under an id that is no
+-- key of the queue's own.
 local OWN = {
-  id = true, meta = true, wait = true, paused = true, active = true, prioritized = true, delayed = true, completed = true, failed = true,
-  pc = true, marker = true, events = true, stalled = true, limiter = true, ['stalled-check'] = true, ['waiting-children'] = true,
+  id = true, meta = true, wait = true, paused = true, active = true, prioritized = true, delayed = true, completed = true,
+  failed = true, pc = true, marker = true, events = true, stalled = true, limiter = true, ['stalled-check'] = true, ['waiting-children'] = true,
   ['repeat'] = true, delay = true, priority = true, metrics = true, de = true, dn = true,
 }
 

@@ -2,7 +2,8 @@
 requeue: a finished job waits again.
 Uses: _queue _parents _requeue
 KEYS: "prefix:queue:"
-ARGV: 1 id   2 completed or failed   3 1 to put it before the others   4 1 to count its attempts anew   5 1 to count its starts anew
+ARGV: 1 id   2 completed or failed   3 1 to put it before the others   4 1 to count its attempts anew
+  5 1 to count its starts anew
 Returns: 1, or -1 no such job, -3 it is not in that state
 Events: waiting
 ]]
