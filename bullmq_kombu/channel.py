@@ -306,7 +306,7 @@ class Channel(virtual.Channel):
             delivery.fail(deferred, f"UnrecoverableError: {deferred}", final=True)
             return None
         try:
-            payload = message_of(queue, delivery.id, delivery.fields, delivery.tag, self.options.prefix, delivery.token)
+            payload = message_of(queue, delivery.id, delivery.fields, delivery.tag, self.options.prefix, delivery.token, now_ms())
         except NotAJob as error:
             delivery.fail(str(error), final=True)
             logger.error("job %s of queue %s cannot be run: %s", delivery.id, queue, error)

@@ -245,8 +245,14 @@ def _delay_of(eta: Any, now: int) -> int:
 # -- in: job to Kombu message -----------------------------------------------------------------------------------------------
 
 
-def message_of(queue: str, job_id: str, fields: Mapping[str, str], tag: str, prefix: str = "", token: str = "") -> dict[str, Any]:
-    """The message a job becomes; NotAJob with the reason where it cannot be one."""
+def message_of(
+    queue: str, job_id: str, fields: Mapping[str, str], tag: str, prefix: str = "", token: str = "", now: int | None = None
+) -> dict[str, Any]:  # fmt: skip
+    """The message a job becomes; NotAJob with the reason where it cannot be one.
+
+    An eta that at `now` (ms) is still to come is left out: who took the job out of `delayed` before its time, as a dashboard's "promote"
+    does, wants it run, and a worker would hold it instead.
+    """
     try:
         text = fields.get("celery")
         # Kombu's decoder knows dates and the like, and is several times slower.
@@ -257,7 +263,17 @@ def message_of(queue: str, job_id: str, fields: Mapping[str, str], tag: str, pre
         celery = None
     if celery is None:
         return _foreign(queue, job_id, fields, tag, prefix, token)
-    return _own(queue, job_id, fields, celery, tag, prefix, token)
+    message = _own(queue, job_id, fields, celery, tag, prefix, token)
+    if now is not None and message["headers"].get("eta") is not None and _is_to_come(message["headers"]["eta"], now):
+        message["headers"]["eta"] = None
+    return message
+
+
+def _is_to_come(eta: Any, now: int) -> bool:
+    try:
+        return _delay_of(eta, now) > 0
+    except (BadInput, OverflowError, OSError):  # a time beyond what the system's clock can say
+        return False
 
 
 def _own(queue: str, job_id: str, fields: Mapping[str, str], celery: dict[str, Any], tag: str, prefix: str, token: str) -> dict[str, Any]:
