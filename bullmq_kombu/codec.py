@@ -272,7 +272,7 @@ def message_of(
 def _is_to_come(eta: Any, now: int) -> bool:
     try:
         return _delay_of(eta, now) > 0
-    except (BadInput, OverflowError, OSError):  # a time beyond what the system's clock can say
+    except (ValueError, OverflowError, OSError):  # no time, or one beyond what the system's clock can say
         return False
 
 
