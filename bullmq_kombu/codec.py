@@ -8,7 +8,8 @@ What a Node processor reads is in `name` and `data`; what Celery needs besides i
     h   headers that differ from those every Celery message has (HEADERS), and "-": those of HEADERS the message does not have
     p   properties other than the ones a transport sets
     e   embed: callbacks, errbacks, chain, chord, where any is set
-    c   content type, encoding, where they are not those of JSON
+    c   content type, encoding, where they are not the usual ones of the shape
+    t   whether the body was text, where that is not the usual: 0 for JSON as bytes, 1 for the text in {"body", …}
 
 Absent parts have their usual value, so a plain task costs a few dozen bytes.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -42,6 +44,7 @@ _OWN_PROPERTIES = frozenset(
 JSON_TYPE = "application/json"
 MESSAGE_NAME = "kombu.message"
 
+_NUMBER = re.compile("[0-9]{1,18}")
 _NO_ARGS = "[[], "
 _NO_EMBED = ", " + json.dumps(EMBED) + "]"
 _EMBED_TEXT = json.dumps(EMBED)
@@ -107,23 +110,30 @@ def job_of(message: Mapping[str, Any], now: int, options: JobOptions | None, mak
     body, kind = message["body"], message.get("content-type")
     encoding = message.get("content-encoding")
     if task is None:
-        name, data = MESSAGE_NAME, _plain_data(body, kind, headers, celery)
+        name, data = MESSAGE_NAME, _plain_data(body, kind, encoding, headers, celery)
         task_id = None
     else:
         name = str(task)
-        data = _task_data(body, kind, headers, celery)
+        data = _task_data(body, kind, encoding, headers, celery)
         task_id = headers.get("id")
-    if celery.get("k") != "b" and (kind, encoding) != (JSON_TYPE, "utf-8"):
-        celery["c"] = [kind, encoding]
+    if celery.get("k") == "b":
+        if encoding != _encoding_of_opaque(celery):
+            celery["c"] = [kind, encoding]
+    else:
+        if (kind, encoding) != (JSON_TYPE, "utf-8"):
+            celery["c"] = [kind, encoding]
+        if not isinstance(body, str):
+            celery["t"] = 0
     _keep_headers(headers, task_id, celery)
     _keep_properties(properties, task_id, celery)
-    delay = options.delay or _delay_of(headers.get("eta"), now)
+    # BullMQ counts a delay from the job's timestamp.
+    delay = options.delay or _delay_of(headers.get("eta"), now if options.timestamp is None else options.timestamp)
     return Outgoing(name, data, celery, options, task_id, delay, options.priority or priority_of(properties))
 
 
-def _task_data(body: Any, kind: Any, headers: Mapping[str, Any], celery: dict[str, Any]) -> str:
+def _task_data(body: Any, kind: Any, encoding: Any, headers: Mapping[str, Any], celery: dict[str, Any]) -> str:
     if kind == JSON_TYPE and "compression" not in headers:
-        text = body if isinstance(body, str) else _text(body)
+        text = body if isinstance(body, str) else _text(body, encoding)
         if text is not None:
             if text.startswith(_NO_ARGS) and text.endswith(_NO_EMBED) and "NaN" not in text and "Infinity" not in text:
                 data = text[len(_NO_ARGS) : -len(_NO_EMBED)]
@@ -141,19 +151,20 @@ def _split_body(text: str, celery: dict[str, Any]) -> str | None:
         args, kwargs, embed = parsed
         if not (isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)):
             return None
+        to_json(embed)
+        data = to_json({"args": args, "kwargs": kwargs} if args else kwargs)
     except (ValueError, TypeError, RecursionError):
         return None
     if embed != EMBED:
         celery["e"] = embed
     if args:
         celery["k"] = "a"
-        return to_json({"args": args, "kwargs": kwargs})
-    return to_json(kwargs)
+    return data
 
 
-def _plain_data(body: Any, kind: Any, headers: Mapping[str, Any], celery: dict[str, Any]) -> str:
+def _plain_data(body: Any, kind: Any, encoding: Any, headers: Mapping[str, Any], celery: dict[str, Any]) -> str:
     if kind == JSON_TYPE and "compression" not in headers:
-        text = body if isinstance(body, str) else _text(body)
+        text = body if isinstance(body, str) else _text(body, encoding)
         if text is not None:
             try:
                 strict_loads(text)
@@ -165,11 +176,17 @@ def _plain_data(body: Any, kind: Any, headers: Mapping[str, Any], celery: dict[s
     return _opaque(body, kind, headers, celery)
 
 
-def _text(body: Any) -> str | None:
+def _text(body: Any, encoding: Any) -> str | None:
+    if encoding != "utf-8":
+        return None
     try:
         return bytes(body).decode()
     except (UnicodeDecodeError, TypeError):
         return None
+
+
+def _encoding_of_opaque(celery: Mapping[str, Any]) -> str:
+    return "utf-8" if celery.get("t") else "binary"
 
 
 def _opaque(body: Any, kind: Any, headers: Mapping[str, Any], celery: dict[str, Any]) -> str:
@@ -235,11 +252,11 @@ def _delay_of(eta: Any, now: int) -> int:
         return 0
     try:
         moment = eta if isinstance(eta, datetime) else datetime.fromisoformat(str(eta).replace("Z", "+00:00"))
-    except ValueError:
+        if moment.tzinfo is None:
+            moment = moment.astimezone()
+        return max(0, round(moment.timestamp() * 1000) - now)
+    except (ValueError, OverflowError, OSError):  # no time, or one beyond what the system's clock can say
         raise BadInput(f"eta is no ISO 8601 time: {eta!r}") from None
-    if moment.tzinfo is None:
-        moment = moment.astimezone()
-    return max(0, round(moment.timestamp() * 1000) - now)
 
 
 # -- in: job to Kombu message -----------------------------------------------------------------------------------------------
@@ -257,13 +274,16 @@ def message_of(
         text = fields.get("celery")
         # Kombu's decoder knows dates and the like, and is several times slower.
         celery = None if text is None else kombu_loads(text) if "__type__" in text else json.loads(text)
-        if celery is not None and not isinstance(celery, dict):
-            celery = None
-    except ValueError:
+    except Exception:  # somebody else's text may hold whatever breaks a decoder
         celery = None
-    if celery is None:
+    if not isinstance(celery, dict):
         return _foreign(queue, job_id, fields, tag, prefix, token)
-    message = _own(queue, job_id, fields, celery, tag, prefix, token)
+    try:
+        message = _own(queue, job_id, fields, celery, tag, prefix, token)
+    except NotAJob:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise NotAJob(f"ValueError: the field 'celery' of this job is damaged: {error}") from None
     if now is not None and message["headers"].get("eta") is not None and _is_to_come(message["headers"]["eta"], now):
         message["headers"]["eta"] = None
     return message
@@ -272,7 +292,7 @@ def message_of(
 def _is_to_come(eta: Any, now: int) -> bool:
     try:
         return _delay_of(eta, now) > 0
-    except (ValueError, OverflowError, OSError):  # no time, or one beyond what the system's clock can say
+    except BadInput:
         return False
 
 
@@ -295,6 +315,8 @@ def _own(queue: str, job_id: str, fields: Mapping[str, str], celery: dict[str, A
         body = data
     else:
         body, kind, encoding = _open_opaque(data, celery)
+    if celery.get("t") == 0:
+        body = body.encode()
     missing = kept.pop("-", ())
     headers: dict[str, Any]
     if fields.get("name") == MESSAGE_NAME and "task" not in kept and shape in ("m", "b") and not celery.get("i"):
@@ -302,9 +324,9 @@ def _own(queue: str, job_id: str, fields: Mapping[str, str], celery: dict[str, A
         task_id = None
     else:
         task_id = celery.get("i") or job_id
-        headers = {**HEADERS, "task": fields.get("name"), "id": task_id, "root_id": task_id, **kept}
-        headers["timelimit"] = list(headers["timelimit"] or (None, None))
-        headers["stamps"] = dict(headers["stamps"] or {})
+        headers = {
+            **HEADERS, "timelimit": [None, None], "stamps": {}, "task": fields.get("name"), "id": task_id, "root_id": task_id, **kept,
+        }  # fmt: skip
         for name in missing:
             headers.pop(name, None)
     properties: dict[str, Any] = dict(celery.get("p") or {})
@@ -323,7 +345,7 @@ def _open_opaque(data: str, celery: Mapping[str, Any]) -> tuple[Any, Any, Any]:
         if celery.get("t"):
             body = body.decode("utf-8", "surrogatepass")
         content = celery.get("c")
-        encoding = content[1] if content else ("utf-8" if celery.get("t") else "binary")
+        encoding = content[1] if content else _encoding_of_opaque(celery)
         return body, found.get("contentType"), encoding
     except (KeyError, TypeError, ValueError) as error:
         raise NotAJob(f"ValueError: the encoded body of this job is damaged: {error}") from None
@@ -337,17 +359,18 @@ def _foreign(queue: str, job_id: str, fields: Mapping[str, str], tag: str, prefi
     value = _loads_data(data)
     args, kwargs = arguments_of(value)
     task_id = f"{queue}:{job_id}" if job_id.isdigit() else job_id
-    headers = {
-        **HEADERS, "timelimit": [None, None], "stamps": {}, "lang": "js", "task": name, "id": task_id, "root_id": task_id,
-        "argsrepr": _shorten(args), "kwargsrepr": _shorten(kwargs), "origin": "bullmq", "ignore_result": None,
-    }  # fmt: skip
+    headers: dict[str, Any] = {}
     if name == MESSAGE_NAME:
-        body, headers = data, {}
+        body = data
     else:
         try:
+            headers = {
+                **HEADERS, "timelimit": [None, None], "stamps": {}, "lang": "js", "task": name, "id": task_id, "root_id": task_id,
+                "argsrepr": _shorten(args), "kwargsrepr": _shorten(kwargs), "origin": "bullmq", "ignore_result": None,
+            }  # fmt: skip
             body = f"[{json.dumps(args)}, {json.dumps(kwargs)}, {_EMBED_TEXT}]"
         except (ValueError, RecursionError) as error:
-            raise NotAJob(f"ValueError: the data of this job is no JSON: {error}") from None
+            raise NotAJob(f"ValueError: the data of this job is not JSON: {error}") from None
     properties: dict[str, Any] = {"correlation_id": task_id, "delivery_mode": 2}
     _deliver(properties, fields, "", queue, tag, queue, job_id, prefix, token)
     return {"body": body, "content-type": JSON_TYPE, "content-encoding": "utf-8", "headers": headers, "properties": properties}
@@ -358,7 +381,7 @@ def _deliver(
     token: str,
 ) -> None:  # fmt: skip
     priority = fields.get("priority", "0")
-    properties["priority"] = int(priority) if priority.isdigit() else 0
+    properties["priority"] = int(priority) if _NUMBER.fullmatch(priority) else 0
     properties["delivery_tag"] = tag
     properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
     if fields.get("stc") or fields.get("ats"):

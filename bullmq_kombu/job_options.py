@@ -130,18 +130,25 @@ def check_job_id(job_id: Any) -> None:
         raise BadInput(f"jobId must be a text that is not empty, not {job_id!r}")
     if job_id == "0" or job_id.startswith("0:"):
         raise BadInput("JobId cannot be '0' or start with '0:'")
+    if job_id in _KEYS_OF_A_QUEUE:
+        raise BadInput(f"jobId {job_id!r} is the name of one of the queue's own keys; BullMQ would write the job over it")
     if not is_own_id(job_id):
         if ":" in job_id:
             raise BadInput(f"Custom Id cannot contain ':': {job_id!r}")
         raise BadInput(f"Custom Id cannot be integers (BullMQ numbers the others itself): {job_id!r}")
 
 
+#: A job's key is the queue's base and its id. BullMQ does not refuse these, and the queue would not survive one.
+_KEYS_OF_A_QUEUE = frozenset({
+    "id", "meta", "wait", "paused", "active", "prioritized", "pc", "priority", "delayed", "delay", "waiting-children", "completed",
+    "failed", "marker", "events", "stalled", "stalled-check", "limiter", "repeat", "metrics:completed:data", "metrics:failed:data",
+})  # fmt: skip
 _INTEGER_TEXT = re.compile(r"(?:0|-?[1-9]\d*)\Z", re.ASCII)
 
 
 def is_own_id(job_id: str) -> bool:
     """Whether BullMQ accepts this id from a user: not an integer, no colon except in three parts, as schedulers make them."""
-    if not job_id or _INTEGER_TEXT.match(job_id):
+    if not job_id or _INTEGER_TEXT.match(job_id) or job_id in _KEYS_OF_A_QUEUE:
         return False
     return ":" not in job_id or (job_id.count(":") == 2 and not job_id.startswith("0:"))
 
