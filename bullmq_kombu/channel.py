@@ -29,11 +29,12 @@ from bullmq_kombu.carry import current
 from bullmq_kombu.codec import NotAJob, Outgoing, job_of, message_of, priority_of
 from bullmq_kombu.collect import collecting
 from bullmq_kombu.connection import Server, wait_any
+from bullmq_kombu.delivery import Delivery, now_ms
 from bullmq_kombu.errors import JobError, job_error
 from bullmq_kombu.intake import Intake, wait_timeout
 from bullmq_kombu.job_options import JobOptions, check_size, make_job_options
 from bullmq_kombu.keys import KombuKeys, queue_base
-from bullmq_kombu.leases import Delivery, Leases, now_ms
+from bullmq_kombu.leases import Leases
 from bullmq_kombu.options import REMOVE_ON_COMPLETE, REMOVE_ON_FAIL, Options
 from bullmq_kombu.qos import QoS
 from bullmq_kombu.transient import Pushed, TransientQueues

@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Callable
 
 from bullmq_kombu.connection import Server, Waker, Wire
+from bullmq_kombu.delivery import Delivery, Flight
 from bullmq_kombu.fanout import Fanout
 from bullmq_kombu.keys import KombuKeys
-from bullmq_kombu.leases import Delivery, Flight, Leases
+from bullmq_kombu.leases import Leases
 from bullmq_kombu.options import Options
 from bullmq_kombu.poller import Poller
 from bullmq_kombu.scripts import QueueState

@@ -11,7 +11,7 @@ from typing import Any
 
 from kombu.transport import virtual
 
-from bullmq_kombu.leases import Delivery
+from bullmq_kombu.delivery import Delivery
 from bullmq_kombu.transient import Pushed
 
 logger = logging.getLogger(__name__)

@@ -33,10 +33,11 @@ from redis import exceptions
 from bullmq_kombu.bindings import Bindings
 from bullmq_kombu.channel import Channel as JobChannel
 from bullmq_kombu.connection import DEFAULT_PORT, Server, address_of, wait_any
+from bullmq_kombu.delivery import now_ms
 from bullmq_kombu.intake import wait_timeout
 from bullmq_kombu.job_options import JobOptions
 from bullmq_kombu.keys import KombuKeys
-from bullmq_kombu.leases import leases_of, now_ms
+from bullmq_kombu.leases import leases_of
 from bullmq_kombu.options import check_options
 from bullmq_kombu.transient import TransientQueues
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
@@ -22,8 +22,8 @@ from kombu.utils.imports import symbol_by_name
 from bullmq_kombu.carry import Carried, current
 from bullmq_kombu.celery.current import RateLimitError, WaitingChildrenError
 from bullmq_kombu.codec import to_json
+from bullmq_kombu.delivery import Delivery
 from bullmq_kombu.errors import UnrecoverableError
-from bullmq_kombu.leases import Delivery
 
 logger = get_logger(__name__)
 
@@ -36,6 +36,13 @@ class Returned(str):
 
     returnvalue: str = "null"
     note: str | None = None
+
+
+class Raised(NamedTuple):
+    """What is known of an exception where it was raised."""
+
+    reason: str
+    is_unrecoverable: bool
 
 
 def _returned(text: str, value: Any) -> Returned:
@@ -61,6 +68,10 @@ def _wrap(trace: Callable[..., Any]) -> Callable[..., Any]:
             current.reset(before)
         if answer.info is None:
             return answer._replace(retstr=_returned(answer.retstr, answer.retval))
+        raised = answer.info.retval
+        if isinstance(raised, Exception) and hasattr(answer.retval, "exception"):
+            # What Celery sends is another exception where the original cannot be pickled.
+            answer.retval.raised = Raised(reason_of(raised), isinstance(raised, UnrecoverableError))
         return answer
 
     carrying.carries_outcome = True  # type: ignore[attr-defined]
@@ -153,8 +164,8 @@ class JobRequest:
         else:
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
                 exc = WorkerLostError(f"Worker exited prematurely: {type(exc).__name__} {exc}".rstrip())
-            final = isinstance(exc, (UnrecoverableError, WorkerLostError, TimeLimitExceeded))
-            delivery.fail(reason_of(exc), trace, final=final)
+            raised = getattr(exc_info, "raised", None) or Raised(reason_of(exc), isinstance(exc, UnrecoverableError))
+            delivery.fail(raised.reason, trace, final=raised.is_unrecoverable or isinstance(exc, (WorkerLostError, TimeLimitExceeded)))
 
     def _job_rejected(self, exc: Any, trace: str) -> None:
         delivery = cast("Delivery", self._delivery)
@@ -237,9 +248,11 @@ def _bare(exc: Any) -> Any:
 
 def reason_of(exc: BaseException) -> str:
     """The text of `failedReason`: class and message."""
-    name, text = type(exc).__name__, str(exc)
-    if name == "UnpickleableExceptionWrapper":
-        name = str(getattr(exc, "exc_cls_name", name))
+    name = type(exc).__name__
+    try:
+        text = str(exc)
+    except Exception as error:  # whatever a user's exception does when it is asked for its message
+        text = f"<{type(error).__name__} in {name}.__str__>"
     return f"{name}: {text}" if text else name
 
 

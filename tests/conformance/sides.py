@@ -16,9 +16,10 @@ from node_driver import Node, NodeError
 
 from bullmq_kombu import scripts
 from bullmq_kombu.connection import Server
+from bullmq_kombu.delivery import Delivery
 from bullmq_kombu.errors import BullMQError, JobError
 from bullmq_kombu.flows import FlowProducer, JobNode
-from bullmq_kombu.leases import Delivery, Leases
+from bullmq_kombu.leases import Leases
 from bullmq_kombu.queue import Queue
 from bullmq_kombu.scripts import Ending, Taken, Worker
 
