@@ -1,0 +1,82 @@
+"""Runs Celery's own integration suite over `redis://` and over `bullmq://`, and compares: `tox -e upstream-celery`.
+
+The suite is in Celery's source distribution (`t/integration`), fetched when this runs. A test that passes with `redis://` as broker and
+backend must pass with `bullmq://` as both; those that do not are named in `known_differences.txt`, each with its reason.
+
+    python tests/upstream/celery_suite.py [--only bullmq] [pytest arguments]
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from servers import Server  # noqa: E402
+
+from upstream.sources import source_of  # noqa: E402
+
+#: Tests of services that are not there (databases, caches) and of Redis' own backend classes say nothing about a broker.
+#: The proxy of the connection recovery test closes a socket that another thread accepts on, and waits for ever where that wakes nobody.
+LEFT_OUT = ("test_connection_recovery.py", "test_backend.py", "test_database_backend.py", "test_cache_backend.py", "test_redis_backend.py", "test_security.py")
+
+
+def outcomes(scheme: str, arguments: list[str]) -> dict[str, str]:
+    """Runs the suite with `scheme` as broker and backend; each test's outcome."""
+    source = source_of("celery")
+    with Server() as server, tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        url = server.url_of(scheme)
+        environment = {
+            **os.environ, "TEST_BROKER": url, "TEST_BACKEND": url, "REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(server.port),
+            "PYTHONPATH": scratch,
+        }  # fmt: skip
+        # The tests alone: what they test is the Celery that is installed.
+        (Path(scratch) / "t").symlink_to(source / "t")
+        ignored = [f"--ignore=t/integration/{name}" for name in LEFT_OUT]
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "t/integration", "-q", "-x" if "-x" in arguments else "-ra", f"--junitxml={report}",
+             "-p", "celery.contrib.pytest", "-p", "no:cacheprovider", "-c", os.devnull, "-o", "python_classes=test_*", "--rootdir", scratch, *ignored, *[one for one in arguments if one != "-x"]],
+            cwd=scratch, env=environment, check=False,
+        )  # fmt: skip
+        found = {}
+        for case in ET.parse(report).getroot().iter("testcase"):
+            kinds = {child.tag for child in case}
+            outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+            found[f"{case.get('classname')}::{case.get('name')}"] = outcome
+        return found
+
+
+def known_differences() -> set[str]:
+    """Names from the file; what follows the blank is the reason."""
+    lines = (HERE / "known_differences.txt").read_text(encoding="utf-8").splitlines()
+    return {line.split()[0] for line in lines if line.strip() and not line.startswith("#")}
+
+
+def main(arguments: list[str]) -> int:
+    schemes = ["redis", "bullmq"]
+    if "--only" in arguments:
+        at = arguments.index("--only")
+        schemes = [arguments[at + 1]]
+        del arguments[at : at + 2]
+    results = {scheme: outcomes(scheme, list(arguments)) for scheme in schemes}
+    for scheme, found in results.items():
+        counts = {kind: sum(1 for one in found.values() if one == kind) for kind in ("passed", "failed", "skipped")}
+        print(f"{scheme}: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
+    if len(results) < 2:
+        return 0
+    worse = {name for name, outcome in results["redis"].items() if outcome == "passed" and results["bullmq"].get(name) != "passed"}
+    unknown = sorted(worse - known_differences())
+    for name in unknown:
+        print(f"passes with redis:// and not with bullmq://: {name}")
+    return 1 if unknown else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
