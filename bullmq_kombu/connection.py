@@ -86,7 +86,7 @@ def address_of(client: Any) -> Address:
     if "://" in host:
         return _address_of_url(host.removeprefix("bullmq+"), client)
     kind = next((kind for kind in ("sentinel", "cluster", "unix") if kind in scheme), "unix" if "socket" in scheme else "tcp")
-    tls = _tls_of(client, scheme.endswith("s"))
+    tls = _tls_of(client, re.split(r"[+-]", scheme)[-1] in _TLS_SCHEMES)
     virtual_host = str(client.virtual_host or "")
     if kind == "unix":
         return Address("unix", path=host, db=_db(virtual_host), username=client.userid, password=client.password)
