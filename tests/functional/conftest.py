@@ -1,0 +1,55 @@
+"""Celery workers and jobs for the functional tests; one worker of each pool serves all the tests that only need tasks run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+_HERE = Path(__file__).parent
+for _folder in (_HERE, _HERE / "apps"):
+    if str(_folder) not in sys.path:
+        sys.path.insert(0, str(_folder))
+
+from celery import Celery  # noqa: E402
+from jobs import Job  # noqa: E402 - needs the path above
+from servers import Server  # noqa: E402
+from tasks import app as tasks_app  # noqa: E402
+from worker import Worker  # noqa: E402
+
+JobOf = Callable[[str], Job]
+WorkerOf = Callable[..., Worker]
+
+
+@pytest.fixture
+def app(server: Server) -> Iterator[Celery]:
+    """The app of `apps/tasks.py`, to send with."""
+    tasks_app.conf.broker_url = server.url
+    yield tasks_app
+    tasks_app.close()
+
+
+@pytest.fixture
+def job(redis_client: redis.Redis, queue_name: str) -> JobOf:
+    """`job(id)`: the job of the test's queue."""
+    return lambda job_id: Job(redis_client, queue_name, job_id)
+
+
+@pytest.fixture
+def worker(server: Server, tmp_path: Path, queue_name: str, request: pytest.FixtureRequest) -> Iterator[WorkerOf]:
+    """`worker(pool=…)`: starts a worker of the test's queue, which is stopped when the test is over; its log is shown if that failed."""
+    started: list[Worker] = []
+
+    def start(*queues: str, wait: bool = True, on: Server | None = None, **options: Any) -> Worker:
+        one = Worker(on or server, tmp_path, queues or (queue_name,), **options)
+        started.append(one)
+        return one.start(wait=wait)
+
+    yield start
+    for one in started:
+        one.stop()
+        one.show()
