@@ -1,5 +1,5 @@
 -- Fragment: one queue's settings, its events, its wake-up markers and the places where jobs wait.
--- A queue is a table {base, events, paused, slots, max, duration, kept, closed (ms, by a task)}; `base` is
+-- A queue is a table {base, events, paused, slots, max, duration, kept, parks, closed (ms, by a task)}; `base` is
 -- "prefix:name:" and every key is derived from it.
 local call = redis.call
 
@@ -8,7 +8,7 @@ local PER_MS = 4096 -- how many delayed jobs of one millisecond keep their order
 local PER_PRIORITY = 4294967296 -- how many jobs of one priority keep their order
 
 local function open_queue(base)
-  local found = call('HMGET', base .. 'meta', 'paused', 'concurrency', 'max', 'duration', 'opts.maxLenEvents')
+  local found = call('HMGET', base .. 'meta', 'paused', 'concurrency', 'max', 'duration', 'opts.maxLenEvents', 'version')
   return {
     base = base,
     events = base .. 'events',
@@ -17,6 +17,7 @@ local function open_queue(base)
     max = tonumber(found[3] or nil),
     duration = tonumber(found[4] or nil),
     kept = found[5],
+    parks = found[6] and string.sub(found[6], 1, 9) == 'bullmq:5.',
   }
 end
 
@@ -69,9 +70,10 @@ local function wake_when_due(q)
   end
 end
 
--- BullMQ 5 parks waiting jobs in `paused`; once it has, new ones belong there too, or its resume would overwrite them.
+-- BullMQ 5 parks waiting jobs in `paused`, and its resume overwrites `wait` with that list: new ones belong there once it
+-- has parked any, and as long as the queue was last opened by a BullMQ 5, which will.
 local function waiting_list(q)
-  if q.paused and call('EXISTS', q.base .. 'paused') == 1 then
+  if q.paused and (q.parks or call('EXISTS', q.base .. 'paused') == 1) then
     return q.base .. 'paused'
   end
   return q.base .. 'wait'

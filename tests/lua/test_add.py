@@ -170,6 +170,16 @@ def test_where_bullmq_5_has_parked_jobs_new_ones_join_them(queue: Queue) -> None
     assert queue.value("marker") is None
 
 
+@pytest.mark.parametrize(("version", "place"), [("bullmq:5.81.5", "paused"), ("bullmq:6.7.0", "wait"), ("bullmq-pro:5.0.0", "wait")])
+def test_a_queue_that_bullmq_5_has_opened_and_paused_takes_jobs_where_its_resume_looks(queue: Queue, version: str, place: str) -> None:
+    queue.set("meta", "HSET", "version", version)
+    queue.pause()
+
+    queue.add(queue.job("a"))
+
+    assert queue.value(place) == ["a"]
+
+
 def test_a_paused_list_left_behind_does_not_matter_to_a_queue_that_runs(queue: Queue) -> None:
     queue.set("paused", "LPUSH", "parked")
     queue.add(queue.job("a"))
