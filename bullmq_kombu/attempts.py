@@ -34,9 +34,19 @@ def keep_of(option: Any, default: Any = None) -> Keep:
     if option is True:
         return Keep(0)
     if isinstance(option, Mapping):
-        count = option.get("count")
-        return Keep(-1 if count is None else int(count), option.get("age", ""), option.get("limit", ""))
-    return Keep(int(option))
+        return Keep(int(_number(option.get("count"), -1)), _number(option.get("age"), ""), _number(option.get("limit"), ""))
+    return Keep(int(_number(option, -1)))
+
+
+def _number(value: Any, default: Any) -> Any:
+    """A number, as which Node takes some texts too; the default for whatever else a client may have stored."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return default
+    return number if math.isfinite(number) else default
 
 
 def backoff_ms(backoff: Any, attempt: int, random: float, custom: Callable[[int, str], float] | None = None) -> int:
@@ -64,15 +74,18 @@ def backoff_ms(backoff: Any, attempt: int, random: float, custom: Callable[[int,
 
 def has_attempt_left(opts: Mapping[str, Any], made: int) -> bool:
     """Whether the attempt that just failed, number `made` + 1, is not the last."""
-    attempts = opts.get("attempts") or 0
-    return bool(made + 1 < attempts)
+    try:
+        attempts = float(opts.get("attempts") or 0)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return made + 1 < attempts
 
 
 def add_trace(previous: str | None, trace: str, limit: Any) -> str:
     """The JSON list of stack traces with one more, cut to the newest `limit` (None for all)."""
     try:
         traces = json.loads(previous) if previous else []
-    except ValueError:
+    except (ValueError, RecursionError):
         traces = []
     if not isinstance(traces, list):
         traces = []

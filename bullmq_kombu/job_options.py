@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -68,11 +69,15 @@ def check_job_options(given: Mapping[str, Any]) -> None:
             if name == "priority" and isinstance(value, float):
                 raise BadInput(f"Priority should not be float: {value!r}")
             raise BadInput(f"job option {name!r} must be an integer, not {value!r}")
-        if name in _NUMBER and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+        if name in _NUMBER and not _is_number(value):
             raise BadInput(f"job option {name!r} must be a number of milliseconds, not {value!r}")
         if name in _BOOLEAN and not isinstance(value, bool):
             raise BadInput(f"job option {name!r} must be true or false, not {value!r}")
     _check_values(given)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_values(given: Mapping[str, Any]) -> None:
@@ -93,17 +98,28 @@ def _check_values(given: Mapping[str, Any]) -> None:
     _check_backoff(given.get("backoff"))
     _check_deduplication(given.get("deduplication"), given.get("parent"))
     parent = given.get("parent")
-    if parent is not None and not (isinstance(parent, Mapping) and set(parent) == {"id", "queue"}):
+    if parent is not None and not (isinstance(parent, Mapping) and set(parent) == {"id", "queue"} and all(map(_is_text, parent.values()))):
         raise BadInput(f"job option 'parent' must be {{'id': …, 'queue': 'prefix:queue'}}, not {parent!r}")
     telemetry = given.get("telemetry")
-    if telemetry is not None and not (isinstance(telemetry, Mapping) and set(telemetry) <= {"metadata", "omitContext"}):
+    if telemetry is not None and not _is_telemetry(telemetry):
         raise BadInput(f"job option 'telemetry' must be {{'metadata': text, 'omitContext': true or false}}, not {telemetry!r}")
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_telemetry(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not set(value) <= {"metadata", "omitContext"}:
+        return False
+    return isinstance(value.get("metadata", ""), str) and isinstance(value.get("omitContext", False), bool)
+
+
 def _check_backoff(backoff: Any) -> None:
-    if backoff is None or (isinstance(backoff, (int, float)) and not isinstance(backoff, bool)):
+    if backoff is None or (_is_number(backoff) and backoff >= 0):
         return
-    if not isinstance(backoff, Mapping) or not isinstance(backoff.get("type"), str):
+    delay: Any = backoff.get("delay", 0) if isinstance(backoff, Mapping) else None
+    if not _is_number(delay) or delay < 0 or not isinstance(backoff.get("type"), str):
         raise BadInput(f"job option 'backoff' must be milliseconds or {{'type': 'fixed' or 'exponential', 'delay': ms}}, not {backoff!r}")
     jitter = backoff.get("jitter")
     if jitter is not None and not (isinstance(jitter, (int, float)) and 0 <= jitter <= 1):
@@ -214,7 +230,7 @@ def read_stored(text: str) -> Mapping[str, Any]:
     """The stored `opts` JSON; {} where it is none. Cached by text, because the jobs of a queue mostly share theirs; never change it."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
