@@ -1,0 +1,169 @@
+"""What Node sets for a whole queue binds Celery's workers: pause, global concurrency, global rate limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from interop_tasks import value
+from node_driver import VERSIONS, Node
+from waiting import wait_until
+
+Serve = Callable[[str], Any]
+NodeOf = Callable[[str], Node]
+
+
+def finished(node: Node, queue: str, job_id: str) -> Any:
+    return node.call("waitUntilFinished", queue=queue, jobId=job_id, ttl=15000)
+
+
+def go_round(node: Node, serve: Serve, queue: str, rounds: int = 3) -> None:
+    """Has the worker do jobs of another queue: it looked at all its queues meanwhile."""
+    other = f"{queue}-other"
+    serve(other)
+    for _ in range(rounds):
+        finished(node, other, node.call("add", queue=other, name="value", data=1)["id"])
+
+
+def waiting(client: redis.Redis, queue: str) -> int:
+    return int(client.llen(f"bull:{queue}:wait")) + int(client.llen(f"bull:{queue}:paused"))  # type: ignore[arg-type]
+
+
+def test_a_queue_paused_from_node_stands_still_until_it_is_resumed(
+    node: Node, queue_name: str, celery_app: Celery, serve: Serve, redis_client: redis.Redis
+) -> None:
+    serve(queue_name)
+    finished(node, queue_name, node.call("add", queue=queue_name, name="value", data=0)["id"])
+    node.queue_call(queue_name, "pause")
+
+    ids = [node.call("add", queue=queue_name, name="value", data=1)["id"], value.apply_async((2,), queue=queue_name).id]
+    ids += [value.apply_async((3,), queue=queue_name, priority=1).id, value.apply_async((4,), queue=queue_name, countdown=0.01).id]
+
+    go_round(node, serve, queue_name)
+    assert redis_client.llen(f"bull:{queue_name}:active") == 0
+    assert node.call("getJobCounts", queue=queue_name)["completed"] == 1
+    assert {node.call("getState", queue=queue_name, jobId=job_id) for job_id in ids} <= {"waiting", "prioritized", "delayed"}
+
+    node.queue_call(queue_name, "resume")
+
+    assert [finished(node, queue_name, job_id) for job_id in ids] == [1, 2, 3, 4]
+
+
+def test_jobs_that_wait_when_a_queue_is_paused_keep_their_order(
+    node: Node, queue_name: str, celery_app: Celery, serve_in_order: Serve, redis_client: redis.Redis
+) -> None:
+    key = f"{queue_name}:notes"
+    for n in range(3):
+        celery_app.send_task("note", (key, n), queue=queue_name)
+    node.queue_call(queue_name, "pause")
+    for n in range(3, 6):
+        celery_app.send_task("note", (key, n), queue=queue_name)
+    assert waiting(redis_client, queue_name) == 6
+    serve_in_order(queue_name)
+    node.queue_call(queue_name, "resume")
+    wait_until(lambda: redis_client.llen(key) == 6, what="six notes")
+    assert redis_client.lrange(key, 0, -1) == [str(n) for n in range(6)]
+
+
+def test_nothing_is_lost_when_both_sides_send_to_a_paused_queue(node: Node, queue_name: str, celery_app: Celery, serve: Serve) -> None:
+    """BullMQ 5 parks jobs in a list of its own, and its resume would overwrite what somebody else put into the other one."""
+    node.queue_call(queue_name, "pause")
+    sent = [value.apply_async((0,), queue=queue_name).id]
+    sent.append(node.call("add", queue=queue_name, name="value", data=1)["id"])
+    sent.append(value.apply_async((2,), queue=queue_name).id)
+    sent.append(node.call("add", queue=queue_name, name="value", data=3)["id"])
+    node.queue_call(queue_name, "resume")
+    serve(queue_name)
+    assert [finished(node, queue_name, job_id) for job_id in sent] == [0, 1, 2, 3]
+
+
+def test_pausing_twice_loses_nothing_that_celery_sent_between(node: Node, queue_name: str, celery_app: Celery, serve: Serve) -> None:
+    sent = [node.call("add", queue=queue_name, name="value", data=0)["id"]]
+    node.queue_call(queue_name, "pause")
+    sent.append(value.apply_async((1,), queue=queue_name).id)
+    node.queue_call(queue_name, "pause")
+    sent.append(value.apply_async((2,), queue=queue_name).id)
+    node.queue_call(queue_name, "resume")
+    serve(queue_name)
+    assert [finished(node, queue_name, job_id) for job_id in sent] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("pauses", "resumes"), [VERSIONS, VERSIONS[::-1]])
+def test_one_major_may_pause_and_the_other_resume(
+    node_of: NodeOf, queue_name: str, celery_app: Celery, serve: Serve, pauses: str, resumes: str
+) -> None:
+    first, second = node_of(pauses), node_of(resumes)
+    first.queue_call(queue_name, "pause")
+    sent = [value.apply_async((n,), queue=queue_name).id for n in range(3)]
+    second.queue_call(queue_name, "resume")
+    serve(queue_name)  # only now: what BullMQ 5 resumes after BullMQ 6 wakes no worker that waits, not Node's either
+    assert [finished(second, queue_name, job_id) for job_id in sent] == [0, 1, 2]
+
+
+def test_what_runs_when_a_queue_is_paused_ends(
+    node: Node, queue_name: str, celery_app: Celery, serve: Serve, redis_client: redis.Redis
+) -> None:
+    key = f"{queue_name}:hold"
+    serve(queue_name)
+    held = celery_app.send_task("hold", (key, "held"), queue=queue_name)
+    wait_until(lambda: redis_client.llen(f"{key}:running"), what="the task to run")
+    node.queue_call(queue_name, "pause")
+    redis_client.rpush(f"{key}:gate", 1)
+    assert finished(node, queue_name, held.id) == "held"
+
+
+# -- limits
+
+
+def test_a_global_concurrency_binds_celery(
+    node: Node, queue_name: str, celery_app: Celery, serve: Serve, redis_client: redis.Redis
+) -> None:
+    """The worker has two processes; one job at a time runs, whoever set that."""
+    key = f"{queue_name}:hold"
+    node.queue_call(queue_name, "setGlobalConcurrency", 1)
+    sent = [celery_app.send_task("hold", (key, n), queue=queue_name) for n in range(3)]
+    serve(queue_name)
+    for n in range(1, 4):
+        wait_until(lambda n=n: redis_client.llen(f"{key}:running") == n, what=f"task {n} to run")
+        go_round(node, serve, queue_name, rounds=1)
+        assert (redis_client.llen(f"bull:{queue_name}:active"), redis_client.llen(f"{key}:running")) == (1, n)
+        redis_client.rpush(f"{key}:gate", 1)
+    assert [finished(node, queue_name, one.id) for one in sent] == [0, 1, 2]
+
+    node.queue_call(queue_name, "removeGlobalConcurrency")
+    for n in range(2):
+        celery_app.send_task("hold", (key, n), queue=queue_name)
+    wait_until(lambda: redis_client.llen(f"{key}:running") == 5, what="two at once")
+    redis_client.rpush(f"{key}:gate", 1, 1)
+    wait_until(lambda: redis_client.llen(f"bull:{queue_name}:active") == 0, what="both to end")
+
+
+def test_a_global_concurrency_counts_both_sides(
+    node: Node, queue_name: str, celery_app: Celery, serve: Serve, redis_client: redis.Redis
+) -> None:
+    node.queue_call(queue_name, "setGlobalConcurrency", 1)
+    node.call("worker", queue=queue_name, default={"hold": queue_name})
+    sent = value.apply_async((1,), queue=queue_name)
+    wait_until(lambda: redis_client.llen(f"bull:{queue_name}:active") == 1, what="Node to hold the job")
+    second = value.apply_async((2,), queue=queue_name)
+    serve(queue_name)
+    go_round(node, serve, queue_name, rounds=1)
+    assert node.call("getState", queue=queue_name, jobId=second.id) == "waiting"
+    node.call("release", gate=queue_name)
+    for one in (sent, second):
+        finished(node, queue_name, one.id)
+
+
+def test_a_global_rate_limit_binds_celery(node: Node, queue_name: str, celery_app: Celery, serve: Serve) -> None:
+    serve(queue_name)
+    finished(node, queue_name, node.call("add", queue=queue_name, name="value", data=0)["id"])
+    node.queue_call(queue_name, "setGlobalRateLimit", 2, 600)
+    sent = [value.apply_async((n,), queue=queue_name) for n in range(5)]
+    assert [finished(node, queue_name, one.id) for one in sent] == [0, 1, 2, 3, 4]
+    started = sorted(node.job(queue_name, one.id)["processedOn"] for one in sent)
+    assert started[2] - started[0] >= 590
+    assert started[4] - started[2] >= 590
+    assert started[4] - started[0] < 600 * 2 + 4000
