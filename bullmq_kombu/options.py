@@ -7,6 +7,7 @@ is a warning with the nearest match, a value of the wrong type an error.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -79,7 +80,7 @@ class Options:
 
     @property
     def lock_ms(self) -> int:
-        return int(self.lock_duration * 1000)
+        return _ms(self.lock_duration)
 
     @property
     def renew_after(self) -> float:
@@ -89,7 +90,7 @@ class Options:
 
     @property
     def stalled_ms(self) -> int:
-        return int(self.stalled_interval * 1000)
+        return _ms(self.stalled_interval)
 
     @property
     def limiter_max(self) -> int | str:
@@ -97,7 +98,7 @@ class Options:
 
     @property
     def limiter_ms(self) -> int | str:
-        return int(self.limiter["duration"] * 1000) if self.limiter else ""
+        return _ms(self.limiter["duration"]) if self.limiter else ""
 
     @property
     def metrics_points(self) -> int | None:
@@ -106,9 +107,16 @@ class Options:
         return self.metrics or None
 
 
+def _ms(seconds: float) -> int:
+    """At least one: Redis knows no expiry of 0 ms."""
+    return max(int(seconds * 1000), 1)
+
+
 _POSITIVE = ("lock_duration", "lock_renew_time", "stalled_interval", "drain_delay", "socket_timeout", "socket_connect_timeout")
 _NUMBERS = (*_POSITIVE, "health_check_interval")
 _INTEGERS = ("max_stalled_count", "max_retries_per_request", "max_len_events", "max_connections", "min_other_sentinels")
+_BOOLEANS = ("skip_version_check", "socket_keepalive")
+_MAPPINGS = ("sentinel_kwargs", "socket_keepalive_options")
 _ORDERS = ("round_robin", "sorted", "priority")
 
 
@@ -135,7 +143,7 @@ def check_options(given: Mapping[str, Any]) -> Options:
 
 def _check_types(accepted: Mapping[str, Any]) -> None:
     for name, value in accepted.items():
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         if name in _NUMBERS and value is not None and not is_number:
             raise BadInput(f"broker transport option {name!r} must be a number of seconds, not {value!r}")
         if name in _POSITIVE and value is not None and value <= 0:
@@ -146,16 +154,33 @@ def _check_types(accepted: Mapping[str, Any]) -> None:
             raise BadInput(f"broker transport option 'prefix' must be a text that is not empty, not {value!r}")
         if name == "queue_order_strategy" and value not in _ORDERS:
             raise BadInput(f"broker transport option {name!r} must be one of {', '.join(_ORDERS)}, not {value!r}")
+        if name in _BOOLEANS and not isinstance(value, bool):
+            raise BadInput(f"broker transport option {name!r} must be true or false, not {value!r}")
+        if name in _MAPPINGS and not isinstance(value, Mapping):
+            raise BadInput(f"broker transport option {name!r} must be a dictionary, not {value!r}")
+        if name == "master_name" and not isinstance(value, str):
+            raise BadInput(f"broker transport option 'master_name' must be a text, not {value!r}")
+        if name == "metrics":
+            _check_metrics(value)
         if name == "limiter":
             check_limiter(value)
         if name in ("remove_on_complete", "remove_on_fail"):
             check_keep(name, value)
         if name == "client_name" and (not isinstance(value, str) or re.search(r"\s", value)):
             raise BadInput(f"broker transport option 'client_name' must be a text without blanks, not {value!r}")
+    renew, lock = accepted.get("lock_renew_time"), accepted.get("lock_duration", LOCK_DURATION_S)
+    if renew is not None and renew >= lock:
+        raise BadInput(f"broker transport option 'lock_renew_time' must be less than 'lock_duration' ({lock} s), not {renew!r}")
+
+
+def _check_metrics(value: Any) -> None:
+    points = value.get("max_data_points") if isinstance(value, Mapping) and set(value) == {"max_data_points"} else value
+    if not isinstance(points, int) or isinstance(points, bool) or points < 0:
+        raise BadInput(f"metrics must be how many minutes to keep, or {{'max_data_points': minutes}}, not {value!r}")
 
 
 def check_limiter(value: Any) -> None:
-    if not isinstance(value, Mapping) or not {"max", "duration"} <= set(value):
+    if not isinstance(value, Mapping) or set(value) != {"max", "duration"}:
         raise BadInput(f"limiter must be {{'max': jobs, 'duration': seconds}}, not {value!r}")
     for name in ("max", "duration"):
         number = value[name]
