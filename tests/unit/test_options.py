@@ -23,8 +23,8 @@ def test_the_defaults_are_bullmqs() -> None:
 
 
 def test_celerys_own_jobs_are_kept_as_the_contract_says() -> None:
-    assert {"age": 24 * 3600, "count": 1000} == REMOVE_ON_COMPLETE
-    assert {"age": 7 * 24 * 3600, "count": 5000} == REMOVE_ON_FAIL
+    assert REMOVE_ON_COMPLETE == {"age": 24 * 3600, "count": 1000}
+    assert REMOVE_ON_FAIL == {"age": 7 * 24 * 3600, "count": 5000}
 
 
 def test_times_are_seconds() -> None:
@@ -88,8 +88,8 @@ def test_the_options_of_kombu_and_of_its_redis_transport_are_no_mistake() -> Non
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("lock_duration", "30"), ("lock_duration", True), ("lock_duration", 0), ("lock_duration", -1), ("lock_duration", float("nan")),
-        ("lock_duration", float("inf")), ("lock_renew_time", 0), ("lock_renew_time", 30), ("stalled_interval", 0), ("stalled_interval", "1m"),
+        ("lock_duration", "30"), ("lock_duration", True), ("lock_duration", 0), ("lock_duration", -1),
+        ("lock_duration", float("nan")), ("lock_duration", float("inf")), ("lock_renew_time", 0), ("lock_renew_time", 30), ("stalled_interval", 0), ("stalled_interval", "1m"),
         ("drain_delay", 0), ("drain_delay", []), ("socket_timeout", "x"), ("socket_timeout", 0), ("socket_connect_timeout", -1),
         ("health_check_interval", "x"), ("max_stalled_count", -1), ("max_stalled_count", 1.5), ("max_stalled_count", True),
         ("max_retries_per_request", -1), ("max_retries_per_request", "none"), ("max_len_events", 1.0), ("max_connections", -1),
@@ -112,8 +112,9 @@ def test_a_value_of_the_wrong_kind_is_an_error_that_names_the_option(name: str, 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("remove_on_complete", True), ("remove_on_complete", False), ("remove_on_complete", 0), ("remove_on_fail", {"age": 1.5, "count": 3}),
-        ("prefix", "{bull}"), ("prefix", "a:b"), ("max_stalled_count", 0), ("max_retries_per_request", 0), ("queue_order_strategy", "sorted"),
+        ("remove_on_complete", True), ("remove_on_complete", False), ("remove_on_complete", 0),
+        ("remove_on_fail", {"age": 1.5, "count": 3}), ("prefix", "{bull}"), ("prefix", "a:b"), ("max_stalled_count", 0), ("max_retries_per_request", 0),
+        ("queue_order_strategy", "sorted"),
         ("queue_order_strategy", "priority"), ("client_name", "web-1"), ("drain_delay", 0.1), ("socket_keepalive", True),
         ("sentinel_kwargs", {"password": "x"}), ("master_name", "mymaster"), ("socket_keepalive_options", {1: 2}),
     ],
