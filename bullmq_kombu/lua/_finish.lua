@@ -185,7 +185,9 @@ end
 -- lifo, skip (the attempt does not count), tm, log, and fields (what else to write to the hash, flat).
 local function try_again(q, id, token, now, reason, stack, delay, more)
   local key = q.base .. id
-  promote_due(q, now)
+  if delay <= 0 then
+    promote_due(q, now)
+  end
   local code = call('EXISTS', key) == 1 and leave_active(q, id, token) or -1
   if code ~= 0 then
     return code

@@ -66,6 +66,12 @@ class Comparison:
         self.do("recover")
         self.forget_check()
 
+    def promote_jobs(self, delayed: list[str]) -> None:
+        """All `delayed` jobs are promoted. Upstream leaves the old delay in their hashes; here it is 0, as it is after every promotion."""
+        self.do("promote_jobs")
+        for job_id in delayed:
+            self.node_client.hset(f"bull:{self.queue}:{job_id}", "delay", 0)
+
     def compare(self) -> None:
         """Both key spaces, the event streams included."""
         found = differences(Picture(self.node_client, self.version), Picture(self.our_client, self.version))

@@ -23,6 +23,8 @@ ALLOWED: Mapping[str, str] = {
     "paused list": "BullMQ 5 parks what waits in a list of its own while a queue is paused; here, as in 6, it stays in `wait`",
     "base marker": "a hint: Node sets one after every job it takes, also when nothing is left, and sets none where it should in the cases of "
     "protocol 4.1. Instead of being compared, ours must be there whenever a job could be taken",
+    "delay marker": "a hint too: Node sets none when a job is delayed by a call that fetches the next one, so a job due soon may wait for the poll. "
+    "Where Node has one, ours is there and no later than the first delayed job is due",
     "expiry": "real time passes between the two sides: either both keys expire or none does, at about the same time",
     "nrjid": "a note of BullMQ 5 on the job that made a scheduler's next one; 6 no longer writes it",
 }
@@ -69,7 +71,7 @@ class Picture:
         if kind == "stream":
             return key, [_event(fields) for _, fields in value if fields["event"] not in self._unheard]
         if kind == "zset" and last == "marker":
-            return key, {member: score for member, score in value.items() if member != "0"} or None
+            return key, None  # see `asleep` and `due`
         return key, value
 
     def _hash(self, last: str, value: dict[str, str]) -> dict[str, Any] | None:
@@ -105,6 +107,16 @@ class Picture:
             if has_job and not blocked and "0" not in self.raw.get(f"{base}marker", ("zset", {}))[1]:
                 found.append(base)
         return found
+
+    def due(self, base: str) -> float | None:
+        """What the delay marker of a queue says."""
+        found: float | None = self.raw.get(f"{base}marker", ("zset", {}))[1].get("1")
+        return found
+
+    def first_due(self, base: str) -> float | None:
+        """When its first delayed job is due."""
+        delayed = self.raw.get(f"{base}delayed", ("zset", {}))[1]
+        return min(delayed.values()) / 4096 if delayed else None
 
 
 def _read(kind: str, value: Any) -> Any:
@@ -159,6 +171,10 @@ def differences(node: Picture, ours: Picture) -> list[str]:
         if theirs_ms is None or mine_ms is None or abs(theirs_ms - mine_ms) > EXPIRY_TOLERANCE_MS:
             lines.append(f"{key}: Node's expires in {theirs_ms} ms, ours in {mine_ms} ms")
     lines += [f"{base}: a job could be taken and there is no base marker" for base in ours.asleep()]
+    for base in node.queues():
+        theirs_due, ours_due, first_due = node.due(base), ours.due(base), ours.first_due(base)
+        if None not in (theirs_due, first_due) and (ours_due is None or ours_due > first_due):
+            lines.append(f"{base}: the delay marker is {theirs_due} in Node's, {ours_due} in ours, the first job is due at {first_due}")
     return lines
 
 

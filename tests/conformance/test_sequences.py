@@ -131,11 +131,6 @@ class Sequence(RuleBasedStateMachine):
         self._know(self.both.do("add", "n", {} if data is None else data, opts))
         self._done()
 
-    @rule(opts=job_options())
-    def add_more(self, opts: dict[str, Any]) -> None:
-        self._know(self.both.do("add", "n", {}, opts))
-        self._done()
-
     @rule(opts=st.lists(job_options(), min_size=1, max_size=3))
     def add_bulk(self, opts: list[dict[str, Any]]) -> None:
         self._know(self.both.do("add_bulk", [{"name": "b", "data": {}, "opts": one} for one in opts]))
@@ -155,11 +150,6 @@ class Sequence(RuleBasedStateMachine):
         known = self._field(job_id, "parentKey") if job_id else None
         return job_id == parent_id or (self.is_v5 and known is not None and not self.both.our_client.exists(known))
 
-    @rule(name=st.sampled_from(["d", "e"]))
-    def free_deduplication(self, name: str) -> None:
-        self.both.do("remove_deduplication_key", name)
-        self._done()
-
     # -- working
 
     @rule(wanted=st.integers(1, 3))
@@ -168,14 +158,28 @@ class Sequence(RuleBasedStateMachine):
         self._hold(self.both.do("take", token, wanted), token)
         self._done()
 
-    @rule()
-    def take_one(self) -> None:
-        self.take(1)
+    def _work(self, outcome: str = "complete", value: Any = 1, message: str = "boom", fetch_next: bool = False) -> None:
+        """A worker takes a job and ends it, and with `fetch_next` has the next one in hand."""
+        token = self._token()
+        taken = self.both.do("take", token, 1)
+        self._hold(taken, token)
+        if taken and self._can_end(taken[0], token, children=False):  # else it was failed as it was taken
+            if outcome == "complete":
+                self._complete(taken[0], token, value, fetch_next)
+            else:
+                self._fail(taken[0], token, message, outcome == "unrecoverable", fetch_next)
+        self._done()
+
+    @rule(outcome=st.sampled_from(["complete", "fail", "unrecoverable"]), value=values, message=texts, fetch_next=st.booleans())
+    def work(self, outcome: str, value: Any, message: str, fetch_next: bool) -> None:
+        self._work(outcome, value, message, fetch_next)
 
     @precondition(lambda self: self.held)
     @rule(place=pick, value=values, fetch_next=st.booleans())
     def complete(self, place: int, value: Any, fetch_next: bool) -> None:
-        job_id, token = self._held(place)
+        self._complete(*self._held(place), value, fetch_next)
+
+    def _complete(self, job_id: str, token: str, value: Any, fetch_next: bool) -> None:
         fetch_next = fetch_next and self._can_end(job_id, token, children=True)
         answer = self.both.do("complete", job_id, token, value, fetch_next)
         self._ended(job_id, token, answer)
@@ -183,7 +187,9 @@ class Sequence(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(place=pick, message=texts, unrecoverable=st.sampled_from([False, False, False, True]), fetch_next=st.booleans())
     def fail(self, place: int, message: str, unrecoverable: bool, fetch_next: bool) -> None:
-        job_id, token = self._held(place)
+        self._fail(*self._held(place), message, unrecoverable, fetch_next)
+
+    def _fail(self, job_id: str, token: str, message: str, unrecoverable: bool, fetch_next: bool) -> None:
         fetch_next = fetch_next and self._can_end(job_id, token, children=False)
         answer = self.both.do("fail", job_id, token, message, unrecoverable=unrecoverable, fetch_next=fetch_next)
         self._ended(job_id, token, answer)
@@ -203,36 +209,25 @@ class Sequence(RuleBasedStateMachine):
         self._done()
 
     @precondition(lambda self: self.held)
-    @rule(place=pick)
-    def end_with_another_token(self, place: int) -> None:
-        job_id, _ = self._held(place)
-        self.both.do("complete", job_id, "nobody's", 1)
-        self._done()
-
-    @precondition(lambda self: self.held)
-    @rule(place=pick, ms=st.sampled_from([0, 10, 500]))
-    def delay(self, place: int, ms: int) -> None:
+    @rule(place=pick, what=st.sampled_from(["delay", "put_back", "extend", "end_with_another_token"]), ms=st.sampled_from([1, 10, 500]))
+    def keep_or_leave(self, place: int, what: str, ms: int) -> None:
         job_id, token = self._held(place)
-        if ms > 0:  # a delay of 0 is the next in line here and due at once there
+        if what == "delay":
             self._ended(job_id, token, self.both.do("delay", job_id, token, self.both.now + ms))
-
-    @precondition(lambda self: self.held)
-    @rule(place=pick)
-    def put_back(self, place: int) -> None:
-        job_id, token = self._held(place)
-        self._ended(job_id, token, self.both.do("put_back", job_id, token))
-
-    @precondition(lambda self: self.held)
-    @rule(place=pick)
-    def extend(self, place: int) -> None:
-        job_id, token = self._held(place)
-        self.both.do("extend", job_id, token)
+        elif what == "put_back":
+            self._ended(job_id, token, self.both.do("put_back", job_id, token))
+        elif what == "extend":
+            self.both.do("extend", job_id, token)
+        else:
+            self.both.do("complete", job_id, "nobody's", 1)
         self._done()
 
     @precondition(lambda self: self.held)
-    @rule(place=pick)
-    def lose_lock(self, place: int) -> None:
+    @rule(place=pick, checks=st.integers(0, 2))
+    def lose_lock(self, place: int, checks: int) -> None:
         self.both.lose_lock(self._held(place)[0])
+        for _ in range(checks):
+            self.recover()
 
     @rule()
     def recover(self) -> None:
@@ -256,81 +251,83 @@ class Sequence(RuleBasedStateMachine):
 
     # -- the queue
 
-    @rule()
-    def pause_or_resume(self) -> None:
-        self.both.do("resume" if self.paused else "pause")
-        self.paused = not self.paused
+    @rule(rarely=st.integers(0, 2))
+    def pause_or_resume(self, rarely: int) -> None:
+        if self.paused or rarely == 0:
+            self.both.do("resume" if self.paused else "pause")
+            self.paused = not self.paused
+        else:
+            self._work()
         self._done()
 
-    @rule(delayed=st.booleans())
-    def drain(self, delayed: bool) -> None:
-        self.both.do("drain", delayed)
+    @rule(what=st.sampled_from(["concurrency", "global_rate_limit", "rate_limit", "free_deduplication"]), choice=st.integers(0, 2))
+    def configure(self, what: str, choice: int) -> None:
+        if what == "concurrency":
+            self.both.do("set_global_concurrency", (None, 1, 2)[choice])
+        elif what == "free_deduplication":
+            self.both.do("remove_deduplication_key", "de"[choice % 2])
+        elif what == "rate_limit":
+            self.both.do(*(("rate_limit", 900_000) if choice == 0 else ("remove_rate_limit_key",)))
+        elif not (self.is_v5 and any(self._field(job_id, "defa") for job_id in self.ids)):
+            self.both.do("set_global_rate_limit", (None, (1, 900_000), (3, 900_000))[choice])
+        self._done()
+
+    @rule(delayed=st.booleans(), rarely=st.integers(0, 2))
+    def drain(self, delayed: bool, rarely: int) -> None:
+        if rarely == 0:
+            self.both.do("drain", delayed)
+        else:
+            self._work()
         self._done()
 
     @rule(grace=st.sampled_from([0, 5, 600]), limit=st.integers(0, 2), state=st.sampled_from(QUEUE_STATES))
     def clean(self, grace: int, limit: int, state: str) -> None:
         if self.is_v5 and self.paused and state == "waiting":
             return  # there it is a state of its own
-        if state in ("active", "waiting"):
+        if state not in ("completed", "failed"):
             limit = 0  # upstream counts the jobs it may not remove against the limit; we remove as many as there may be
         self.both.do("clean", grace, limit, state)
         self._done()
 
-    @rule(concurrency=st.sampled_from([None, 1, 2]))
-    def concurrency(self, concurrency: int | None) -> None:
-        self.both.do("set_global_concurrency", concurrency)
-        self._done()
-
-    @rule(limit=st.sampled_from([None, (1, 900_000), (3, 900_000)]))
-    def global_rate_limit(self, limit: tuple[int, int] | None) -> None:
-        if self.is_v5 and any(self._field(job_id, "defa") for job_id in self.ids):
-            return
-        self.both.do("set_global_rate_limit", limit)
-        self._done()
-
-    @rule(closed=st.booleans())
-    def rate_limit(self, closed: bool) -> None:
-        if closed:
-            self.both.do("rate_limit", 900_000)
-        else:
-            self.both.do("remove_rate_limit_key")
-        self._done()
-
-    @rule(state=st.sampled_from(["completed", "failed"]), count=st.sampled_from([1, 1000]), ago=st.sampled_from([0, 10]))
-    def retry_jobs(self, state: str, count: int, ago: int) -> None:
-        if any(self._priority(job_id) or (self.is_v5 and self._field(job_id, "parentKey")) for job_id in self._ids_of(state)):
+    @rule(state=st.sampled_from(["completed", "failed", "delayed"]), count=st.sampled_from([1, 1000]), ago=st.sampled_from([0, 10]))
+    def move_many(self, state: str, count: int, ago: int) -> None:
+        ids = self._ids_of(state)
+        if any(self._priority(job_id) or (self.is_v5 and self._field(job_id, "parentKey")) for job_id in ids):
             return  # upstream forgets priorities; BullMQ 5 also that a parent waits again
-        self.both.do("retry_jobs", state, count, self.both.now - ago)
-        self._done()
-
-    @rule()
-    def promote_jobs(self) -> None:
-        delayed = self._ids_of("delayed")
-        if any(self._priority(job_id) for job_id in delayed):
-            return
-        self.both.do("promote_jobs")
-        for job_id in delayed:  # upstream leaves the old delay in the hash
-            self.both.node_client.hset(f"{self.base}{job_id}", "delay", 0)
+        if state == "delayed":
+            self.both.promote_jobs(ids)
+        else:
+            self.both.do("retry_jobs", state, count, self.both.now - ago)
         self._done()
 
     # -- one job
+
+    def _one_of(self, states: tuple[str, ...], place: int) -> str:
+        """A job that is in one of the states, if there is any; else any job."""
+        ids = [job_id for state in states for job_id in self._ids_of(state)]
+        return ids[place % len(ids)] if ids and place % 5 else self._id(place)
 
     @rule(place=pick, children=st.booleans())
     def remove(self, place: int, children: bool) -> None:
         self.both.do("remove", self._id(place), children)
         self._done()
 
-    @rule(place=pick)
-    def promote(self, place: int) -> None:
-        self.both.do("promote", self._id(place))
+    @rule(place=pick, delay=st.sampled_from([None, 0, 10, 500]))
+    def promote_or_change_delay(self, place: int, delay: int | None) -> None:
+        job_id = self._one_of(("delayed",), place)
+        if delay is None:
+            self.both.do("promote", job_id)
+        else:
+            self.both.do("change_delay", job_id, delay)
         self._done()
 
-    @rule(place=pick, state=st.sampled_from(["completed", "failed"]), made=st.booleans(), started=st.booleans())
-    def retry(self, place: int, state: str, made: bool, started: bool) -> None:
-        job_id = self._id(place)
+    @rule(place=pick, other=st.sampled_from([False, False, True]), made=st.booleans(), started=st.booleans())
+    def retry(self, place: int, other: bool, made: bool, started: bool) -> None:
+        job_id = self._one_of(("completed", "failed"), place)
         if self.is_v5 and self._priority(job_id):
             return  # BullMQ 5 forgets the priority
-        self.both.do("retry", job_id, state, made, started)
+        is_failed = self.both.our_client.zscore(f"{self.base}failed", job_id) is not None
+        self.both.do("retry", job_id, "failed" if is_failed != other else "completed", made, started)
         self._done()
 
     @rule(place=pick, priority=st.sampled_from([0, 1, 3]), lifo=st.booleans())
@@ -338,22 +335,10 @@ class Sequence(RuleBasedStateMachine):
         self.both.do("change_priority", self._id(place), priority, lifo)
         self._done()
 
-    @rule(place=pick, delay=st.sampled_from([0, 10, 500]))
-    def change_delay(self, place: int, delay: int) -> None:
-        self.both.do("change_delay", self._id(place), delay)
-        self._done()
-
-    @rule(place=pick, value=values, what=st.sampled_from(["update_data", "update_progress"]))
-    def update(self, place: int, value: Any, what: str) -> None:
-        self.both.do(what, self._id(place), 1 if value is None else value)
-        self._done()
-
-    @rule(place=pick, keep=st.sampled_from([None, None, 0, 1]))
-    def log(self, place: int, keep: int | None) -> None:
-        if keep is None:
-            self.both.do("log", self._id(place), "a line")
-        else:
-            self.both.do("clear_logs", self._id(place), keep)
+    @rule(place=pick, value=values, what=st.sampled_from(["update_data", "update_progress", "log", "clear_logs"]), keep=st.integers(0, 1))
+    def tell(self, place: int, value: Any, what: str, keep: int) -> None:
+        argument = {"log": "a line", "clear_logs": keep}.get(what, 1 if value is None else value)
+        self.both.do(what, self._id(place), argument)
         self._done()
 
     @rule(place=pick)
