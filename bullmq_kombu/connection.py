@@ -1,7 +1,7 @@
-"""Redis connections from Kombu's connection info. Knows no key, no script and no queue.
+"""Redis connections. Knows no key, no script and no queue.
 
-An `Address` says where the server is and how to greet it. A `Wire` is one connection to it, used by one thread at a time. A `Server` is a
-stack of wires for short commands, safe to share between threads, and the place to ask for wires of one's own (for blocking).
+A `Wire` is one connection, used by one thread at a time. A `Server` is a stack of wires for short commands, safe to share between threads,
+and the place to ask for wires of one's own (for blocking).
 
 A command that fails because an idle connection had died meanwhile is sent once more on a new one; everything beyond that is the business
 of the caller, who knows whether to go on waiting (a worker) or to give up (a producer).
@@ -16,13 +16,10 @@ import os
 import re
 import selectors
 import socket
-import ssl as ssl_module
-import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -31,8 +28,14 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from bullmq_kombu.address import DEFAULT_PORT as DEFAULT_PORT
+from bullmq_kombu.address import Address as Address
+from bullmq_kombu.address import address_of as address_of
 from bullmq_kombu.errors import BadInput
 from bullmq_kombu.options import Options
+from bullmq_kombu.patience import Patience
+from bullmq_kombu.server_check import check_once, facts_of
+from bullmq_kombu.shared import address_of_pool, borrow, plain, pool_of
 
 try:
     import hiredis
@@ -41,134 +44,70 @@ except ImportError:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 6379
-DEFAULT_SENTINEL_PORT = 26379
-
 #: Idle wires kept for the next command; more are closed when they come back.
 IDLE_WIRES = 8
 
 _ACCEPTED = frozenset(inspect.signature(redis.connection.AbstractConnection.__init__).parameters) | {
-    "host", "port", "socket_keepalive", "socket_keepalive_options", "path",
+    "host", "port", "socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "path",
 }  # fmt: skip
-_TLS_SCHEMES = ("bullmqs", "rediss", "sentinels", "clusters")
+
+#: What a server answers while it can do nothing for us, and may later or elsewhere.
+_NOT_NOW = {
+    "BUSY": "it is busy with a script",
+    "MASTERDOWN": "it is a replica that has lost its master",
+    "CLUSTERDOWN": "its cluster is down",
+    "TRYAGAIN": "its cluster is moving keys",
+    "ASK": "its cluster is moving keys",
+    "MOVED": "another node of its cluster has the keys",
+    "UNBLOCKED": "it has become a replica",
+    "MISCONF": "it cannot write to its disk",
+    "NOREPLICAS": "it has too few replicas",
+    "OOM": "it is out of memory",
+    "READONLY": "it is a replica",
+}
+#: redis-py takes the code off the text of some errors; of which depends on its release.
+_NOT_NOW_CLASSES = {
+    getattr(redis.exceptions, name): code
+    for name, code in (
+        ("MasterDownError", "MASTERDOWN"), ("ClusterDownError", "CLUSTERDOWN"), ("TryAgainError", "TRYAGAIN"), ("AskError", "ASK"),
+        ("MovedError", "MOVED"), ("OutOfMemoryError", "OOM"), ("ReadOnlyError", "READONLY"),
+    )
+    if hasattr(redis.exceptions, name)
+}  # fmt: skip
+#: Before Redis 7 the errors of a script's commands come inside another.
+_IN_SCRIPT = re.compile(r"^ERR Error running script .*?: -?([A-Z]+) ", re.DOTALL)
+#: Of these, those that say we are at the wrong place.
+_ELSEWHERE = frozenset({"MOVED", "READONLY", "MASTERDOWN", "UNBLOCKED"})
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where Redis is: `kind` is tcp, unix, sentinel or cluster; `nodes` are (host, port); `tls` holds redis-py's ssl_* names or is None."""
+class ServerNotReady(RedisConnectionError):
+    """The server answers, and can do nothing for us now. `code` is its word for that."""
 
-    kind: str
-    nodes: tuple[tuple[str, int], ...] = ()
-    path: str = ""
-    db: int = 0
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    tls: Mapping[str, Any] | None = None
-    credential_provider: Any = field(default=None, repr=False)
-
-    @property
-    def where(self) -> str:
-        """For messages and log lines; holds no secret."""
-        nodes = self.path or ",".join(f"{host}:{port}" for host, port in self.nodes)
-        return f"{self.kind}://{nodes}/{self.db}"
-
-    @property
-    def identity(self) -> tuple[Any, ...]:
-        tls = tuple(sorted((name, str(value)) for name, value in self.tls.items())) if self.tls is not None else None
-        return (self.kind, self.nodes, self.path, self.db, self.username, self.password, tls, id(self.credential_provider))
+    code = ""
 
 
-def address_of(client: Any) -> Address:
-    """The Address a kombu.Connection means, whichever way its URL was written."""
-    host = str(client.hostname or "")
-    scheme = str(client.transport_cls or "bullmq")
-    if "://" in host:
-        return _address_of_url(host.removeprefix("bullmq+"), client)
-    kind = next((kind for kind in ("sentinel", "cluster", "unix") if kind in scheme), "unix" if "socket" in scheme else "tcp")
-    tls = _tls_of(client, re.split(r"[+-]", scheme)[-1] in _TLS_SCHEMES)
-    virtual_host = str(client.virtual_host or "")
-    if kind == "unix":
-        return Address("unix", path=host, db=_db(virtual_host), username=client.userid, password=client.password)
-    nodes = [(host or DEFAULT_HOST, client.port or _default_port(kind))]
-    nodes += _alternate_nodes(client, kind)
-    return Address(
-        kind, tuple(dict.fromkeys(nodes)), db=_db(virtual_host), username=client.userid, password=client.password, tls=tls,
-        credential_provider=getattr(client, "credential_provider", None),
-    )  # fmt: skip
-
-
-def _address_of_url(url: str, client: Any) -> Address:
-    parts = urlsplit(url)
-    scheme = parts.scheme
-    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
-    user = unquote(parts.username) if parts.username else client.userid
-    password = unquote(parts.password) if parts.password else client.password
-    if scheme in ("unix", "socket"):
-        path = unquote(parts.path) if parts.path else unquote(parts.netloc)
-        db = query.get("virtual_host", str(client.virtual_host or ""))
-        return Address("unix", path=path, db=_db(db), username=user, password=password)
-    kind = "sentinel" if "sentinel" in scheme else "cluster" if "cluster" in scheme else "tcp"
-    tls = _tls_of(client, scheme in _TLS_SCHEMES, query)
-    nodes = [(parts.hostname or DEFAULT_HOST, parts.port or _default_port(kind))]
-    nodes += _alternate_nodes(client, kind)
-    return Address(
-        kind, tuple(dict.fromkeys(nodes)), db=_db(parts.path or str(client.virtual_host or "")), username=user, password=password, tls=tls,
-        credential_provider=getattr(client, "credential_provider", None),
-    )  # fmt: skip
-
-
-def _alternate_nodes(client: Any, kind: str) -> list[tuple[str, int]]:
-    """Sentinels and cluster nodes are asked together; for a single server the alternates are Kombu's failover."""
-    if kind not in ("sentinel", "cluster"):
-        return []
-    found = []
-    for url in client.alt or ():
-        parts = urlsplit(str(url))
-        found.append((parts.hostname or DEFAULT_HOST, parts.port or _default_port(kind)))
+def _as_not_ready(error: ResponseError) -> ServerNotReady | None:
+    """The error as one that time may mend, or None."""
+    text = str(error)
+    code = _NOT_NOW_CLASSES.get(type(error)) or text.partition(" ")[0]
+    if code not in _NOT_NOW:
+        inner = _IN_SCRIPT.match(text)
+        if inner is None or inner.group(1) not in _NOT_NOW:
+            return None
+        code = inner.group(1)
+    found = ServerNotReady(f"Redis cannot serve this now, {_NOT_NOW[code]}: {code} {text.removeprefix(code).lstrip()}")
+    found.code = code
     return found
-
-
-def _default_port(kind: str) -> int:
-    return DEFAULT_SENTINEL_PORT if kind == "sentinel" else DEFAULT_PORT
-
-
-def _db(virtual_host: str) -> int:
-    text = virtual_host.strip("/")
-    if not text:
-        return 0
-    try:
-        return int(text)
-    except ValueError:
-        raise BadInput(f"the part of the broker URL after the host is a Redis database number, not {text!r}") from None
-
-
-def _tls_of(client: Any, by_scheme: bool, query: Mapping[str, str] | None = None) -> Mapping[str, Any] | None:
-    given = client.ssl
-    if not by_scheme and not given:
-        return None
-    tls: dict[str, Any] = {"ssl_cert_reqs": ssl_module.CERT_REQUIRED, "ssl_check_hostname": True}
-    found = {name: value for name, value in (query or {}).items() if name.startswith("ssl_")}
-    if isinstance(given, Mapping):
-        found.update(given)
-    tls.update(found)
-    reqs = tls["ssl_cert_reqs"]
-    if isinstance(reqs, str):
-        reqs = {"none": ssl_module.CERT_NONE, "optional": ssl_module.CERT_OPTIONAL, "required": ssl_module.CERT_REQUIRED}.get(
-            reqs.lower().removeprefix("cert_"), ssl_module.CERT_REQUIRED
-        )
-    tls["ssl_cert_reqs"] = reqs
-    if reqs == ssl_module.CERT_NONE:
-        tls["ssl_check_hostname"] = False
-    return tls
 
 
 class Wire:
     """One connection, opened when first used and again after it broke. For one thread at a time."""
 
-    __slots__ = ("_connection", "_descriptor", "_on_close", "_opener", "_pid", "fresh", "name")
+    __slots__ = ("_connection", "_descriptor", "_on_close", "_opener", "_pid", "fresh", "limit", "name")
 
-    def __init__(self, opener: Callable[[str | None], Any], name: str | None = None, on_close: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, opener: Callable[[str | None, float | None], Any], name: str | None = None, on_close: Callable[[int], None] | None = None
+    ) -> None:
         self._opener = opener
         self._on_close = on_close
         self._connection: Any = None
@@ -177,13 +116,14 @@ class Wire:
         self.name = name
         #: Whether the connection has answered nothing yet: an error then is not that of an idle connection that had died.
         self.fresh = True
+        #: The longest that opening it, or one answer, may take where it is less than the options say (s).
+        self.limit: float | None = None
 
     def open(self) -> Any:
         """The connected redis-py connection."""
         connection = self._connection
         if connection is None:
-            connection = self._opener(self.name)
-            connection.connect()
+            connection = self._opener(self.name, self.limit)
             self._connection = connection
             self._descriptor = connection._sock.fileno()
             self.fresh = True
@@ -207,15 +147,23 @@ class Wire:
         if connection is None:
             raise RedisConnectionError("the connection was closed before its answer came")
         try:
-            answer = connection.read_response()
-        except ResponseError:
+            answer = self._answer(connection)
+        except ResponseError as error:
             self.fresh = False
-            raise
+            not_ready = _as_not_ready(error)
+            if not_ready is None:
+                raise
+            # Not closed for every code's sake, but the next one may lead to where the server is ready.
+            self.close()
+            raise not_ready from None
         except BaseException:
             self.close()
             raise
         self.fresh = False
         return answer
+
+    def _answer(self, connection: Any) -> Any:
+        return connection.read_response()
 
     def call(self, *command: Any) -> Any:
         self.send(*command)
@@ -230,14 +178,10 @@ class Wire:
         return descriptor
 
     def wait_readable(self, timeout: float | None) -> bool:
-        """Whether an answer can be read within `timeout` seconds."""
+        """Whether an answer (or the end of the connection) can be read within `timeout` seconds."""
         # Answers that came together are read together: the second is in redis-py's buffer, or TLS's, and the socket has nothing to tell.
-        try:
-            if self.open().can_read(timeout=0):
-                return True
-        except BaseException:
-            self.close()
-            raise
+        if self.open().can_read(timeout=0):
+            return True
         return timeout != 0 and wait_any([self.fileno()], timeout) != []
 
     def close(self) -> None:
@@ -254,8 +198,38 @@ class Wire:
             return
         if self._on_close is not None:
             self._on_close(self._descriptor)
+        self._disconnect(connection)
+
+    def _disconnect(self, connection: Any) -> None:
         with contextlib.suppress(Exception):
             connection.disconnect()
+
+
+class _Borrowed(Wire):
+    """A connection of somebody else's pool, for one command."""
+
+    __slots__ = ("_pool",)
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__(lambda name, limit: borrow(pool))
+        self._pool = pool
+
+    def _answer(self, connection: Any) -> Any:
+        return plain(connection.read_response(disable_decoding=True))
+
+    def _disconnect(self, connection: Any) -> None:
+        super()._disconnect(connection)
+        self.give_back(connection)
+
+    def give_back(self, connection: Any) -> None:
+        with contextlib.suppress(Exception):
+            self._pool.release(connection)
+
+    def let_go(self) -> None:
+        """The connection goes back as it is."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self.give_back(connection)
 
 
 def _pack(connection: Any, command: tuple[Any, ...]) -> Any:
@@ -301,46 +275,85 @@ class Waker:
         self._reader.close()
         self._writer.close()
 
+    __del__ = close
+
 
 class Server:
-    """Short commands to one Redis, from any thread, and wires of one's own."""
+    """Short commands to one Redis, from any thread, and wires of one's own. `fails_fast`: for producers, see patience.py."""
 
-    def __init__(self, address: Address, options: Options) -> None:
-        self.address = address
+    def __init__(self, address: Address, options: Options, *, fails_fast: bool = False) -> None:
+        self._pool = pool_of(options.connection) if options.connection is not None else None
+        self.address = address if self._pool is None else address_of_pool(self._pool)
         self.options = options
         self._idle: deque[Wire] = deque()
         self._pid = os.getpid()
-        self._locator = _Locator(address, options)
+        self._locator = _Locator(self.address, options, self._pool)
+        self._patience: Patience | None = None
+        if fails_fast:
+            self._patience = Patience(self.address.identity, self.address.where, options.max_retries_per_request)
         self.closed = False
         #: Told which descriptor is about to be closed: the next connection, anybody's, mostly gets the same number.
         self.on_close: Callable[[int], None] | None = None
 
     def wire(self, name: str | None = None) -> Wire:
         """A wire of the caller's own; `name` is its CLIENT name."""
-        return Wire(self._open, name, self.on_close)
+        return Wire(self._locator.connection, name, self.on_close)
+
+    def check(self) -> None:
+        """Whether the server answers, and, once for each, whether it is one to work with."""
+        self.call("PING")
+        check_once(self.address.identity, self.address.where, self.call, skip=self.options.skip_version_check)
+
+    @property
+    def takes_fractions(self) -> bool:
+        """Whether a blocking command may wait for a fraction of a second."""
+        return facts_of(self.address.identity).takes_fractions
 
     def call(self, *command: Any) -> Any:
         """One command and its answer. Sent once more where the connection used had died since its last answer."""
+        patience = self._patience
+        if patience is None:
+            return self._call(command, None)
+        left = patience.left()
+        began = time.monotonic()
+        try:
+            answer = self._call(command, patience.budget if left is None else left)
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            patience.failed(time.monotonic() - began, error)
+            raise
+        if left is not None:
+            patience.over()
+            self.look_again()  # a connection opened in a hurry stays in one
+        return answer
+
+    def _call(self, command: tuple[Any, ...], limit: float | None) -> Any:
         wire = self.lend()
+        wire.limit = limit
         try:
             try:
                 return wire.call(*command)
-            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-                if wire.fresh or isinstance(error, RedisTimeoutError):
+            except ServerNotReady as error:
+                if error.code not in _ELSEWHERE or self.address.kind == "tcp":
                     raise
-                self._locator.moved()
-                return wire.call(*command)
-        except ResponseError as error:
-            if self.address.kind == "cluster" and str(error).startswith(("MOVED", "ASK", "CLUSTERDOWN", "READONLY")):
-                wire.close()
-                self._locator.moved()
-                return wire.call(*command)
-            if str(error).startswith("READONLY"):
-                wire.close()
-                self._locator.moved()
+            except (RedisConnectionError, OSError) as error:
+                # What follows a timeout is the caller's to decide: the command may have been executed.
+                if wire.fresh or isinstance(error, TimeoutError):
+                    raise
+            self.look_again()
+            return wire.call(*command)
+        except ServerNotReady:
+            self.look_again()
             raise
         finally:
             self.give_back(wire)
+
+    def look_again(self) -> None:
+        """A wire broke: those that are idle may lead to a server that is gone, or no longer the right one."""
+        while self._idle:
+            try:
+                self._idle.pop().close()
+            except IndexError:
+                return
 
     def lend(self) -> Wire:
         """A wire for a short while; `give_back` must follow."""
@@ -349,94 +362,100 @@ class Server:
             inherited, self._idle = self._idle, deque()
             for wire in inherited:
                 wire.close()
+        if self._pool is not None:
+            return _Borrowed(self._pool)
         try:
             return self._idle.pop()
         except IndexError:
-            return self.wire(self.options.client_name)
+            return Wire(self._locator.connection, self.options.client_name)
 
     def give_back(self, wire: Wire) -> None:
         """Takes a lent wire back; nothing may be on its way on it."""
-        if self.closed or len(self._idle) >= IDLE_WIRES or not wire.is_open:
+        if isinstance(wire, _Borrowed):
+            wire.let_go()
+        elif self.closed or len(self._idle) >= IDLE_WIRES or not wire.is_open:
             wire.close()
         else:
             self._idle.append(wire)
 
-    def look_again(self) -> None:
-        """A wire broke: where the master is has to be asked again before the next one is opened."""
-        self._locator.moved()
-
-    def _open(self, name: str | None) -> Any:
-        return self._locator.connection(name)
-
     def close(self) -> None:
         """Closes the idle wires; those on loan close when they come back."""
         self.closed = True
-        while self._idle:
-            self._idle.pop().close()
+        self.look_again()
 
 
 class _Locator:
-    """Makes redis-py connections to where the master is now."""
+    """Makes redis-py connections to where the master is now: Sentinel and Cluster are asked each time, for it may have moved."""
 
-    def __init__(self, address: Address, options: Options) -> None:
+    def __init__(self, address: Address, options: Options, pool: Any = None) -> None:
         self.address = address
         self.options = options
-        self._master: tuple[str, int] | None = None
-        self._lock = threading.Lock()
+        self._pool = pool
 
-    def connection(self, name: str | None) -> Any:
-        address, options = self.address, self.options
-        given: dict[str, Any] = {
-            "db": address.db if address.kind != "cluster" else 0,
-            "username": address.username,
-            "password": address.password,
-            "socket_timeout": options.socket_timeout,
-            "socket_connect_timeout": options.socket_connect_timeout,
+    def connection(self, name: str | None, limit: float | None = None) -> Any:
+        """Connected, authenticated, named. No step may take longer than `limit` or the options' time limits (s)."""
+        connection = self._like_the_pool(limit) if self._pool is not None else self._own(limit)
+        connection.connect()
+        try:
+            _introduce(connection, name, self.address.where)
+        except BaseException:
+            connection.disconnect()
+            raise
+        return connection
+
+    def _usual(self, limit: float | None) -> dict[str, Any]:
+        options = self.options
+        return {
+            "socket_timeout": _shorter(options.socket_timeout, limit),
+            "socket_connect_timeout": _shorter(options.socket_connect_timeout, limit),
             "decode_responses": True,
             "encoding_errors": "surrogateescape",
             "health_check_interval": 0,
-            "client_name": name,
+            "client_name": None,
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
         }
+
+    def _like_the_pool(self, limit: float | None) -> Any:
+        given = self._pool.connection_kwargs
+        return self._pool.connection_class(**_accepted({**given, **self._usual(limit)}, given))
+
+    def _own(self, limit: float | None) -> Any:
+        address, options = self.address, self.options
+        given = self._usual(limit)
+        given["db"] = address.db
         if address.credential_provider is not None:
             given["credential_provider"] = address.credential_provider
-            given.pop("username")
-            given.pop("password")
+        else:
+            given["username"], given["password"] = address.username, address.password
         if address.kind == "unix":
             unix: Any = redis.connection.UnixDomainSocketConnection  # abstract in redis-py's annotations, not in its code
             return unix(path=address.path, **_accepted(given))
-        given["host"], given["port"] = self.master()
+        given["host"], given["port"] = self._master()
         given["socket_keepalive"] = options.socket_keepalive
         given["socket_keepalive_options"] = options.socket_keepalive_options
         if address.tls is not None:
             return redis.connection.SSLConnection(**_accepted(given), **address.tls)
         return redis.connection.Connection(**_accepted(given))
 
-    def master(self) -> tuple[str, int]:
+    def _master(self) -> tuple[str, int]:
         if self.address.kind == "tcp":
             return self.address.nodes[0]
-        with self._lock:
-            if self._master is None:
-                self._master = self._ask_sentinels() if self.address.kind == "sentinel" else self._ask_cluster()
-            return self._master
-
-    def moved(self) -> None:
-        """What is known of the master may be wrong."""
-        with self._lock:
-            self._master = None
+        return self._ask_sentinels() if self.address.kind == "sentinel" else self._ask_cluster()
 
     def _ask_sentinels(self) -> tuple[str, int]:
         from redis.sentinel import Sentinel
 
         if not self.options.master_name:
             raise BadInput("a bullmq+sentinel:// URL needs broker_transport_options = {'master_name': …}")
+        timeouts = {"socket_timeout": self.options.socket_timeout, "socket_connect_timeout": self.options.socket_connect_timeout}
+        # Given by name, or redis-py would let a Sentinel that does not answer hang us as soon as there are other arguments.
+        greeting: dict[str, Any] = {**timeouts, "retry": Retry(NoBackoff(), 0)}
+        if self.address.tls is not None:
+            greeting.update({"ssl": True, **self.address.tls})
+        greeting.update(self.options.sentinel_kwargs or {})
         sentinel = Sentinel(
-            list(self.address.nodes),
-            min_other_sentinels=self.options.min_other_sentinels,
-            sentinel_kwargs=dict(self.options.sentinel_kwargs or {}) or None,
-            socket_timeout=self.options.socket_timeout,
-            socket_connect_timeout=self.options.socket_connect_timeout,
+            list(self.address.nodes), min_other_sentinels=self.options.min_other_sentinels, sentinel_kwargs=greeting, **timeouts
         )
         try:
             host, port = sentinel.discover_master(self.options.master_name)
@@ -447,15 +466,14 @@ class _Locator:
 
     def _ask_cluster(self) -> tuple[str, int]:
         """The node that holds the slot of the prefix' hash tag: all keys have it."""
-        tag = re.match(r"[^{]*\{([^}]+)\}", self.options.prefix)
-        if tag is None:
+        if re.match(r"[^{]*\{[^}]+\}", self.options.prefix) is None:
             raise BadInput(f"on Redis Cluster the prefix must be a hash tag like '{{bull}}', not {self.options.prefix!r}")
         from redis.crc import key_slot
 
         slot = key_slot(self.options.prefix.encode())
         error: Exception | None = None
         for host, port in self.address.nodes:
-            wire = Wire(lambda name, host=host, port=port: self._node(host, port))  # type: ignore[misc]
+            wire = Wire(self._node(host, port).connection)
             try:
                 for first, last, node, *_ in wire.call("CLUSTER", "SLOTS"):
                     if first <= slot <= last:
@@ -466,11 +484,36 @@ class _Locator:
                 wire.close()
         raise RedisConnectionError(f"no node of {self.address.where} knows slot {slot}: {error}")
 
-    def _node(self, host: str, port: int) -> Any:
-        node = Address("tcp", ((host, port),), username=self.address.username, password=self.address.password, tls=self.address.tls)
-        return _Locator(node, self.options).connection(None)
+    def _node(self, host: str, port: int) -> _Locator:
+        address = self.address
+        node = Address("tcp", ((host, port),), "", 0, address.username, address.password, address.tls, address.credential_provider)
+        return _Locator(node, self.options)
 
 
-def _accepted(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what this redis-py does not know (`protocol` came with 5.0)."""
-    return {name: value for name, value in given.items() if name in _ACCEPTED and value is not None}
+def _introduce(connection: Any, name: str | None, where: str) -> None:
+    """Tells the server the connection's name. Where it may not be told, that is no reason to do without the server."""
+    if not name:
+        return
+    connection.send_command("CLIENT", "SETNAME", name, check_health=False)
+    try:
+        connection.read_response()
+    except ResponseError as error:
+        if where not in _nameless:
+            _nameless.add(where)
+            logger.info("connections to Redis at %s have no name: %s", where, error)
+
+
+#: Servers that forbid it, so that it is said once.
+_nameless: set[str] = set()
+
+
+def _shorter(one: float | None, other: float | None) -> float | None:
+    return one if other is None else other if one is None else min(one, other)
+
+
+def _accepted(given: Mapping[str, Any], also: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Without what this redis-py does not know (`protocol` came with 5.0), but for `also`, which it was made with."""
+    known = _ACCEPTED if also is None else _ACCEPTED.union(also)
+    # That there is no time limit has to be said: redis-py 8 has one of its own.
+    said = ("socket_timeout", "socket_connect_timeout")
+    return {name: value for name, value in given.items() if name in known and (value is not None or name in said)}

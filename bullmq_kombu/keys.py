@@ -31,6 +31,8 @@ from __future__ import annotations
 from bullmq_kombu.errors import BadInput
 
 DEFAULT_PREFIX = "bull"
+#: On Redis Cluster: a hash tag, so that all keys are on one node.
+CLUSTER_PREFIX = "{bull}"
 
 
 def queue_base(prefix: str, queue: str) -> str:

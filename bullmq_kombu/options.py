@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from bullmq_kombu.errors import BadInput
-from bullmq_kombu.keys import DEFAULT_PREFIX
+from bullmq_kombu.keys import CLUSTER_PREFIX, DEFAULT_PREFIX
 
 #: BullMQ's `lockDuration`, 30 s: long enough for a garbage collection, short enough to notice a dead worker within a minute.
 LOCK_DURATION_S = 30.0
@@ -120,10 +120,10 @@ _MAPPINGS = ("sentinel_kwargs", "socket_keepalive_options")
 _ORDERS = ("round_robin", "sorted", "priority")
 
 
-def check_options(given: Mapping[str, Any]) -> Options:
-    """`broker_transport_options` as Options. Unknown names warn; wrong types and values raise BadInput."""
+def check_options(given: Mapping[str, Any], kind: str = "tcp") -> Options:
+    """`broker_transport_options` as Options, for a server of this `kind`. Unknown names warn; wrong types and values raise BadInput."""
     known = {field.name for field in fields(Options)}
-    accepted: dict[str, Any] = {}
+    accepted: dict[str, Any] = {"prefix": CLUSTER_PREFIX} if kind == "cluster" else {}
     for name, value in given.items():
         if name == "global_keyprefix":
             if value:

@@ -53,7 +53,8 @@ def server_of(connection: Any, prefix: str | None = None) -> tuple[Server, bool]
     given = dict(connection.transport_options or {})
     if prefix is not None:
         given["prefix"] = prefix
-    return Server(address_of(connection), check_options(given)), True
+    address = address_of(connection)
+    return Server(address, check_options(given, address.kind)), True
 
 
 class Queue(QueueView):

@@ -76,8 +76,9 @@ class Transport(virtual.Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         _install_celery_side()
-        self.options = check_options(client.transport_options)
-        self.server = Server(address_of(client), self.options)
+        address = address_of(client)
+        self.options = check_options(client.transport_options, address.kind)
+        self.server = Server(address, self.options, fails_fast=True)
         self.server.on_close = self._unwatch
         self.leases = leases_of(self.server.address, self.options)
         keys = KombuKeys(self.options.prefix, self.server.address.db)
@@ -96,7 +97,7 @@ class Transport(virtual.Transport):
 
     def establish_connection(self) -> Any:
         self.server.closed = False
-        self.server.call("PING")
+        self.server.check()
         return super().establish_connection()
 
     def verify_connection(self, connection: Any) -> bool:

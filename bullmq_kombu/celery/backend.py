@@ -88,10 +88,11 @@ class Backend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         brokers: Mapping[str, Any] = conf.get("broker_transport_options") or {}
         wanted = {name: brokers[name] for name in _SHARED_OPTIONS if name in brokers}
         wanted.update((name, value) for name, value in given.items() if name not in _BACKEND_OPTIONS)
-        options = check_options(wanted)
         self._retry_policy = {**self.retry_policy, **(given.get("retry_policy") or {})}
         with Connection(_full_url(url), ssl=conf.get("redis_backend_use_ssl") or False) as connection:
-            self.server = Server(address_of(connection), options)
+            address = address_of(connection)
+        options = check_options(wanted, address.kind)
+        self.server = Server(address, options)
         self.results = Results(self.server, options.prefix)
         self.group_keyprefix = self.results.group_key("")
         self.task_keyprefix = self.results.channel("")

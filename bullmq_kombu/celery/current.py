@@ -103,8 +103,8 @@ def _server_of(app: Any, where: str) -> Server:
 
 def _servers_of(app: Any) -> Iterator[tuple[str, Server]]:
     with app.connection_for_read() as connection:
-        options = check_options(connection.transport_options)
         addresses = [address_of(connection)]
+        options = check_options(connection.transport_options, addresses[0].kind)
         if addresses[0].kind in ("tcp", "unix"):
             addresses += [address_of(app.connection_for_read(url)) for url in connection.alt or ()]
     for address in addresses:
