@@ -15,9 +15,7 @@ START_MS = 1_700_000_000_000
 class Comparison:
     """`both.do("add", "send", {}, {"delay": 5})` is done by Node and by this package in the queue of the comparison."""
 
-    def __init__(
-        self, version: str, queue: str, node: NodeSide, ours: OurSide, node_client: redis.Redis, our_client: redis.Redis
-    ) -> None:
+    def __init__(self, version: str, queue: str, node: NodeSide, ours: OurSide, node_client: redis.Redis, our_client: redis.Redis) -> None:
         self.version = version
         self.queue = queue
         self.node = node

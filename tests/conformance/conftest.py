@@ -94,4 +94,3 @@ def make_comparison(request: pytest.FixtureRequest, server: Server, stopped_node
 def both(make_comparison: MakeComparison) -> Comparison:
     """Both sides empty, with plain workers."""
     return make_comparison()
-

@@ -61,7 +61,9 @@ class Picture:
             self.raw[key] = (kind, _read(kind, value))
             if ttl >= 0:
                 self.expiries[key] = ttl
-        self.keys = {key: value for key, value in (self._without_allowed(key, *found) for key, found in self.raw.items()) if value is not None}
+        self.keys = {
+            key: value for key, value in (self._without_allowed(key, *found) for key, found in self.raw.items()) if value is not None
+        }
         self._merge_paused()
 
     def _without_allowed(self, key: str, kind: str, value: Any) -> tuple[str, Any]:

@@ -129,7 +129,9 @@ def test_retry(both: Comparison, lifo: bool, resets: tuple[bool, bool], state: s
         job_id = add(both, lifo=lifo, attempts=2, delay=5)
         both.later(5)
         both.do("take", "t:1")
-        both.do("complete" if state == "completed" else "fail", job_id, "t:1", "x", **({} if state == "completed" else {"unrecoverable": True}))
+        both.do(
+            "complete" if state == "completed" else "fail", job_id, "t:1", "x", **({} if state == "completed" else {"unrecoverable": True})
+        )
     add(both)
     both.do("retry", "1", state, *resets)
     both.compare()

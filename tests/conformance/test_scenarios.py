@@ -22,7 +22,14 @@ def test_add_plain(both: Comparison) -> None:
 
 
 def test_add_with_every_option_that_is_kept(both: Comparison) -> None:
-    add(both, attempts=3, backoff={"type": "exponential", "delay": 100}, removeOnComplete=5, removeOnFail={"age": 10, "count": 3}, keepLogs=3)
+    add(
+        both,
+        attempts=3,
+        backoff={"type": "exponential", "delay": 100},
+        removeOnComplete=5,
+        removeOnFail={"age": 10, "count": 3},
+        keepLogs=3,
+    )
     add(both, backoff=50, stackTraceLimit=2, sizeLimit=1000, lifo=True, failParentOnFailure=True)
     add(both, removeOnComplete=True, removeOnFail=False, jobId="a-b", telemetry={"metadata": "m", "omitContext": True})
     add(both, timestamp=START_MS - 5)
@@ -56,7 +63,11 @@ def test_add_with_the_id_of_another(both: Comparison) -> None:
 
 
 def test_add_bulk(both: Comparison) -> None:
-    jobs = [{"name": "a", "data": {}, "opts": {}}, {"name": "b", "data": {}, "opts": {"delay": 3}}, {"name": "c", "data": {}, "opts": {"lifo": True}}]
+    jobs = [
+        {"name": "a", "data": {}, "opts": {}},
+        {"name": "b", "data": {}, "opts": {"delay": 3}},
+        {"name": "c", "data": {}, "opts": {"lifo": True}},
+    ]
     both.do("add_bulk", jobs)
     both.compare()
 
@@ -200,9 +211,7 @@ def test_fail_unrecoverably_with_attempts_left(both: Comparison) -> None:
     both.compare()
 
 
-@pytest.mark.parametrize(
-    "keep", [True, False, 0, 2, {"age": 5}, {"count": 2}, {"age": 5, "count": 3}, {"age": 5, "limit": 1}], ids=repr
-)
+@pytest.mark.parametrize("keep", [True, False, 0, 2, {"age": 5}, {"count": 2}, {"age": 5, "count": 3}, {"age": 5, "limit": 1}], ids=repr)
 def test_retention(both: Comparison, keep: Any) -> None:
     for number in range(5):
         add(both, removeOnComplete=keep, removeOnFail=keep, deduplication={"id": f"d{number}"})
