@@ -1,0 +1,131 @@
+"""Which server and which queues a command is about, and how what it finds is shown: as tables, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import click
+from kombu import Connection
+from redis.exceptions import RedisError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bullmq_kombu.connection import Server
+from bullmq_kombu.errors import BullMQError
+from bullmq_kombu.keys import KombuKeys
+from bullmq_kombu.queue import Queue, server_of
+
+#: The states in the order a job goes through them.
+SHOWN_STATES = ("waiting", "prioritized", "delayed", "waiting-children", "active", "completed", "failed")
+#: Where a state's own name is too wide for a column of numbers.
+_HEADINGS = {"prioritized": "prior.", "waiting-children": "children"}
+
+
+@dataclass
+class Surroundings:
+    """What the group's options and Celery's say."""
+
+    url: str | None
+    prefix: str | None
+    app: Any = None
+
+    def server(self) -> Server:
+        """The server that the URL, the Celery app or BullMQ's default names."""
+        connection: Any = (
+            self.app.connection_for_write() if self.url is None and self.app is not None else Connection(self.url or "bullmq://")
+        )
+        return server_of(connection, self.prefix)[0]
+
+    @contextmanager
+    def opened(self) -> Iterator[Server]:
+        """The server, closed at the end; what goes wrong with it becomes a sentence with a remedy."""
+        try:
+            server = self.server()
+        except BullMQError as error:
+            raise click.ClickException(str(error)) from error
+        try:
+            yield server
+        except RedisError as error:
+            raise click.ClickException(
+                f"Redis at {server.address.where} does not answer as it should: {error}. Check --url (or BULLMQ_KOMBU_URL), and "
+                "whether the server runs and accepts this user."
+            ) from error
+        except BullMQError as error:
+            raise click.ClickException(str(error)) from error
+        finally:
+            server.close()
+
+    @contextmanager
+    def queue(self, name: str) -> Iterator[Queue]:
+        with self.opened() as server:
+            yield Queue(name, server)
+
+
+pass_surroundings = click.make_pass_decorator(Surroundings)
+
+
+def queue_names(server: Server) -> list[str]:
+    """The queues of the prefix: each has a `meta` key, as dashboards know them; those that Celery has declared may have no job yet."""
+    prefix = server.options.prefix
+    names = set(server.call("SMEMBERS", KombuKeys(prefix).queues))
+    cursor: Any = "0"
+    escaped = "".join("\\" + char if char in "*?[]\\" else char for char in prefix)
+    while True:
+        cursor, found = server.call("SCAN", cursor, "MATCH", f"{escaped}:*:meta", "COUNT", 1000)
+        for key in found:
+            name = key[len(prefix) + 1 : -len(":meta")]
+            if name and ":" not in name:
+                names.add(name)
+        if str(cursor) == "0":
+            return sorted(names)
+
+
+def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--json`; the command gets it as `is_json`."""
+
+    @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+    @wraps(command)
+    def with_json(*args: Any, **kwargs: Any) -> Any:
+        return command(*args, **kwargs)
+
+    return with_json
+
+
+def say_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, default=str))
+
+
+def console() -> Console:
+    return Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())
+
+
+def plain(text: object) -> Text:
+    """What somebody else has written: no markup, and no control characters that a terminal would obey."""
+    return Text("".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in str(text)))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    made = Table(title=title, title_justify="left", box=box.SIMPLE)
+    for column in columns:
+        made.add_column(_HEADINGS.get(column, column), overflow="fold", justify="right" if column in SHOWN_STATES else "left")
+    for row in rows:
+        made.add_row(*(plain("" if cell is None else cell) for cell in row))
+    return made
+
+
+def job_as_dict(job: Any) -> Mapping[str, Any]:
+    """A job for JSON, under BullMQ's names."""
+    return {
+        "id": job.id, "name": job.name, "data": job.data, "opts": job.opts, "timestamp": job.timestamp, "delay": job.delay,
+        "priority": job.priority, "progress": job.progress, "returnvalue": job.returnvalue, "failedReason": job.failed_reason,
+        "stacktrace": job.stacktrace, "attemptsMade": job.attempts_made, "attemptsStarted": job.attempts_started,
+        "processedOn": job.processed_on, "finishedOn": job.finished_on, "processedBy": job.processed_by, "parent": job.parent,
+    }  # fmt: skip
