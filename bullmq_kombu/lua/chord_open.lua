@@ -2,6 +2,7 @@
 chord_open: says how many parts a chord waits for; a chord that is applied again begins anew.
 KEYS: "prefix::kombu:"
 ARGV: 1 group id   2 how many parts   3 how long to keep it, ms, 0 for ever
+Returns: OK
 ]]
 local key = KEYS[1] .. 'chord:' .. ARGV[1]
 redis.call('HDEL', key, 'done', 'claim', 'until')

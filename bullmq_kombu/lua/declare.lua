@@ -2,6 +2,7 @@
 declare: says that queues which Celery made for itself exist, for a while from now on, and that their bindings do.
 KEYS: "prefix::kombu:"
 ARGV: 1 now, ms   then for each queue: name, kept for (ms), number of bindings, and for each binding: exchange, binding
+Returns: 0
 ]]
 local at = 2
 while at <= #ARGV do
