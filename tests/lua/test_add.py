@@ -241,6 +241,39 @@ def test_unique_leaves_a_job_alone_that_has_not_finished(queue: Queue) -> None:
     assert queue.events() == []
 
 
+def test_unique_the_same_message_again_is_the_same_job(queue: Queue) -> None:
+    """Whoever lost the answer to the first try sends it again."""
+    job = queue.job("a", data='{"v":1}', celery='{"k":"a"}', more='{"unique":true}')
+    queue.add(job)
+    before = queue.picture()
+    queue.events()
+
+    assert queue.add(job) == ["a"]
+    assert queue.picture() == {**before, "id": "2"}
+    assert queue.events() == []
+
+    queue.take()
+    assert queue.add(job) == ["a"], "whatever has become of it meanwhile"
+    assert queue.value("active") == ["a"]
+    assert queue.value("wait") is None
+
+
+@pytest.mark.parametrize(
+    ("changed", "more", "answer"),
+    [
+        ({"data": '{"v":2}'}, '{"unique":true}', 0),
+        ({"name": "other"}, '{"unique":true}', 0),
+        ({"celery": '{"h":{"retries":1}}'}, '{"unique":true}', 0),
+        ({"timestamp": NOW + 1}, '{"unique":true}', 0),
+        ({"timestamp": NOW + 1}, '{"unique":true,"carried":true}', "a"),
+    ],
+)
+def test_unique_another_message_is_another_job(queue: Queue, changed: dict[str, Any], more: str, answer: Any) -> None:
+    queue.add(queue.job("a", data='{"v":1}', more='{"unique":true}'))
+
+    assert queue.add(queue.job("a", **{"data": '{"v":1}', **changed}, more=more)) == [answer]
+
+
 # -- deduplication
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from one_queue import WORKER, Queue
 
@@ -31,13 +33,24 @@ def test_locks_are_renewed_and_the_stalled_mark_is_taken_off(queue: Queue, other
     assert queue.events() == []
 
 
-@pytest.mark.parametrize("happened", ["expired", "taken over"])
-def test_a_lock_that_was_lost_is_told_and_not_taken_back(queue: Queue, happened: str) -> None:
+def finished(queue: Queue) -> None:
+    queue.set("active", "LREM", 1, "b")
+    queue.set("b:lock", "DEL")
+
+
+def gone(queue: Queue) -> None:
+    queue.set("b", "DEL")
+    queue.set("b:lock", "DEL")
+
+
+def taken_over(queue: Queue) -> None:
+    queue.set("b:lock", "SET", "worker:9", "PX", 5000)
+
+
+@pytest.mark.parametrize("happened", [finished, gone, taken_over], ids=lambda happened: happened.__name__)
+def test_a_lock_that_was_lost_is_told_and_not_taken_back(queue: Queue, happened: Callable[[Queue], None]) -> None:
     queue.active(queue.job("a"), queue.job("b"), queue.job("c"))
-    if happened == "expired":
-        queue.set("b:lock", "DEL")
-    else:
-        queue.set("b:lock", "SET", "worker:9", "PX", 5000)
+    happened(queue)
     queue.set("stalled", "SADD", "b")
     before = queue.picture()
 
@@ -45,6 +58,18 @@ def test_a_lock_that_was_lost_is_told_and_not_taken_back(queue: Queue, happened:
 
     assert queue.picture() == before
     assert queue.ttl("b:lock") <= 5000
+
+
+def test_a_lock_that_expired_is_taken_again_while_nobody_else_has_the_job(queue: Queue) -> None:
+    queue.active(queue.job("a"))
+    queue.set("a:lock", "DEL")
+    queue.set("stalled", "SADD", "a")
+
+    assert scripts.extend(queue.server, [held(queue, "a")], 60_000) == []
+
+    assert queue.value("a:lock") == "worker:1"
+    assert 55_000 < queue.ttl("a:lock") <= 60_000
+    assert queue.value("stalled") is None
 
 
 def test_all_can_be_lost(queue: Queue) -> None:
