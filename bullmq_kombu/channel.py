@@ -41,6 +41,9 @@ from bullmq_kombu.transient import Pushed, TransientQueues
 
 logger = logging.getLogger(__name__)
 
+#: Name space of generated job ids.
+_GENERATED = uuid.UUID("6f0b1c52-9d1e-4f5e-8f43-0b6c4b9c2f6d")
+
 #: How long one turn of the event loop delivers before others get theirs, s.
 TURN_S = 0.01
 
@@ -171,9 +174,10 @@ class Channel(virtual.Channel):
             collected.jobs.append((self.options.prefix, queue, outgoing))
             return
         carried = current.get()
-        if carried is not None and carried.task_id == outgoing.task_id and carried.base == base and self._carry_on(outgoing, now):
+        is_own = carried is not None and carried.task_id == outgoing.task_id and carried.base == base
+        if is_own and self._carry_on(outgoing, now):
             return
-        self._add(base, outgoing, now)
+        self._add(base, outgoing, now, is_own)
 
     def _is_reply(self, queue: str, message: dict[str, Any]) -> bool:
         """An answer to somebody's own queue: if that is gone, so is who would read it, and it must not become a queue of jobs."""
@@ -182,15 +186,19 @@ class Channel(virtual.Channel):
             return False
         return self.transient.is_one(queue) or not self._has_queue(queue)
 
-    def _add(self, base: str, outgoing: Outgoing, now: int) -> None:
+    def _add(self, base: str, outgoing: Outgoing, now: int, carried: bool = False) -> None:
         options = outgoing.options
         more = dict(options.more)
         job_id = outgoing.job_id
         if outgoing.task_id is not None and not options.job_id:
             more["unique"] = True
-            job_id = job_id or str(uuid.uuid4())
+            if carried:
+                # It could not be carried on: perhaps because it has been, and the answer was lost.
+                more["carried"] = True
+            # The same when Kombu publishes the message again.
+            job_id = job_id or _id_from(outgoing.task_id, now)
         timestamp = options.timestamp if options.timestamp is not None else now
-        for _ in range(3):
+        for attempt in range(3):
             job = scripts.NewJob(
                 base, job_id, outgoing.name, outgoing.data, options.stored, timestamp, outgoing.delay, outgoing.priority,
                 outgoing.celery_field(job_id), json.dumps(more) if more else "",
@@ -198,7 +206,7 @@ class Channel(virtual.Channel):
             answer = scripts.add(self.server, (job,), now)[0]
             if answer != 0:
                 break
-            job_id = str(uuid.uuid4())
+            job_id = _id_from(str(outgoing.task_id), now, attempt)
         if isinstance(answer, int):
             raise job_error(answer, "addJob", job_id, parent=str(more.get("parentKey")))
 
@@ -403,6 +411,11 @@ class Channel(virtual.Channel):
         from bullmq_kombu.transport import Transport
 
         return (*Transport.connection_errors, *Transport.channel_errors, JobError)
+
+
+def _id_from(task_id: str, now: int, attempt: int = -1) -> str:
+    """An id for a job that cannot have its task's, always the same for the same message."""
+    return str(uuid.uuid5(_GENERATED, f"{task_id} {now} {attempt}"))
 
 
 def _pack(message: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bullmq_kombu import scripts
 from bullmq_kombu.attempts import add_trace, backoff_ms, has_attempt_left, keep_of
-from bullmq_kombu.connection import Wire
+from bullmq_kombu.connection import ServerNotReady, Wire
 from bullmq_kombu.job_options import read_stored
 from bullmq_kombu.scripts import Ending, Taken
 
@@ -168,12 +168,24 @@ class Flight:
                 self._answer = scripts.take_later(wire, bases, now_ms(), wanted, self._worker)
         except BaseException:
             leases.wait_on(self._pending)
+            leases.astray(self.token, bases)
             raise
         leases.flights.add(self)
 
     @property
     def bases(self) -> Sequence[str]:
         return self._bases
+
+    @property
+    def token(self) -> str:
+        """Of the jobs it takes."""
+        return self._worker.token
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether an answer that has not come so far is not going to."""
+        limit = self._leases.options.socket_timeout
+        return limit is not None and not self.has_landed and time.monotonic() - self.renewed > limit
 
     @property
     def has_landed(self) -> bool:
@@ -187,8 +199,8 @@ class Flight:
             self._on_landed()
 
     def land(self) -> tuple[list[Delivery], list[scripts.QueueState]]:
-        """The jobs taken, and what is known of the queues now. Where the answer is lost, the ends are sent again later; a job that was
-        taken by it comes back when its lock has expired. Another call gets the same, or the same error."""
+        """The jobs taken, and what is known of the queues now. Where the answer is lost, the ends are sent again later, and the jobs that
+        were taken by it are put back. Another call gets the same, or the same error."""
         with self._landing:
             if self._error is not None:
                 raise self._error
@@ -205,8 +217,10 @@ class Flight:
         leases = self._leases
         try:
             answer = self._answer.answer()
-        except BaseException:
+        except BaseException as error:
             leases.wait_on(self._pending)
+            if not isinstance(error, ServerNotReady):  # it has done nothing
+                leases.astray(self.token, self._bases)
             raise
         if self._pending:
             codes, taken, states = scripts.finish_answer(self._bases, answer)

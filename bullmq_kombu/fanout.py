@@ -5,12 +5,21 @@ A queue bound with a wildcard routing key (`worker.#`) gets what matches; any ot
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from bullmq_kombu.connection import Server, Wire
 from bullmq_kombu.keys import KombuKeys
+
+logger = logging.getLogger(__name__)
+
+#: A subscription that has heard nothing for so long is tried: a connection that has died says nothing either, s.
+HEALTH_S = 25.0
+#: How long the answer to that may take, s.
+GRACE_S = 4.0
 
 
 class Fanout:
@@ -23,6 +32,10 @@ class Fanout:
         #: Redis pattern -> {queue: regular expression for the routing key, or None for all}
         self._queues: dict[str, dict[str, tuple[str, re.Pattern[str] | None]]] = {}
         self._subscribed: set[str] = set()
+        self._heard = 0.0
+        self._pong_by: float | None = None
+        interval = server.options.health_check_interval
+        self._interval = HEALTH_S if interval is None else interval
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -49,15 +62,30 @@ class Fanout:
 
     def _sync(self) -> None:
         wire = self._wire
-        if wire is None:
+        if wire is None or not wire.is_open:
             wire = self._wire = self._server.wire(self._server.options.client_name)
             self._subscribed = set()
+            self._heard, self._pong_by = time.monotonic(), None
         wanted = set(self._queues)
         if wanted - self._subscribed:
             wire.send("PSUBSCRIBE", *(wanted - self._subscribed))
         if self._subscribed - wanted:
             wire.send("PUNSUBSCRIBE", *(self._subscribed - wanted))
         self._subscribed = wanted
+
+    def keep_alive(self) -> None:
+        """Notices a connection that has died unseen, and subscribes anew."""
+        now = time.monotonic()
+        wire = self._wire
+        if wire is None or not self._interval or now - self._heard < self._interval:
+            return
+        if self._pong_by is None:
+            self._pong_by = now + GRACE_S
+            wire.send("PING")
+        elif now > self._pong_by:
+            logger.info("a subscription got no answer from Redis at %s and is made anew", self._server.address.where)
+            wire.close()
+            self._sync()
 
     def fileno(self) -> int | None:
         return self._wire.fileno() if self._wire is not None else None
@@ -66,6 +94,7 @@ class Fanout:
         """(queue, payload) for each queue that one message from the connection is for."""
         assert self._wire is not None
         answer: Any = self._wire.read()
+        self._heard, self._pong_by = time.monotonic(), None
         if answer[0] != "pmessage":
             return
         _, pattern, channel, payload = answer

@@ -10,19 +10,28 @@ Knows neither what a job is made into nor what a consumer does with it.
 from __future__ import annotations
 
 import base64
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
 
-from bullmq_kombu.connection import Server, Waker, Wire
+from redis.exceptions import BusyLoadingError, NoPermissionError
+
+from bullmq_kombu.connection import Server, ServerNotReady, Waker, Wire
 from bullmq_kombu.delivery import Delivery, Flight
 from bullmq_kombu.fanout import Fanout
 from bullmq_kombu.keys import KombuKeys
 from bullmq_kombu.leases import Leases
 from bullmq_kombu.options import Options
+from bullmq_kombu.patience import reconnect_delay_s
 from bullmq_kombu.poller import Poller
 from bullmq_kombu.scripts import QueueState
 from bullmq_kombu.transient import Pushed, TransientQueues
+
+logger = logging.getLogger(__name__)
+
+#: A server that says one of these is well enough to speak; it is asked again later, and the connection may stay.
+_REFUSED = (ServerNotReady, BusyLoadingError, NoPermissionError)
 
 #: The most that one call takes when prefetching is unlimited, or when nothing has to be acknowledged.
 UNLIMITED_TAKE = 100
@@ -54,6 +63,9 @@ class Intake:
         self._flight: Flight | None = None
         self._flight_wire: Wire | None = None
         self._room_since: float | None = None
+        #: How often in a row the server has refused, and until when (monotonic) it is left alone for that.
+        self._refusals = 0
+        self._resting_until = 0.0
 
     # -- which queues ------------------------------------------------------------------------------------------------------
 
@@ -130,15 +142,30 @@ class Intake:
     def fetch(self) -> bool:
         """Takes what is there and may be held, and waits for the answer; True if anything came."""
         before = len(self._ready)
-        self._fetch_lists()
-        if self._flight is not None or self._ask(self._wanted()):
-            self._land()
+        try:
+            self._fetch_lists()
+            if self._flight is not None or self._ask(self._wanted()):
+                self._land()
+        except _REFUSED as error:
+            self._rest(error)
         return len(self._ready) > before
 
     def pursue(self, holding: int, has_unstarted: bool) -> float | None:
         """For an event loop: asks, and leaves the answer to `on_readable`. `holding` jobs are in hand; `has_unstarted`: some not begun.
         Returns in how many seconds to come back where it waits for more ends to send; None where there is nothing to come back for."""
+        try:
+            return self._pursue(holding, has_unstarted)
+        except _REFUSED as error:
+            self._rest(error)
+            return self._rest_left()
+
+    def _pursue(self, holding: int, has_unstarted: bool) -> float | None:
+        if self._refusals and self._rest_left() > 0:
+            return self._rest_left()
         self._fetch_lists()
+        if self._flight is not None and self._flight_wire is not None and self._flight.is_overdue:
+            self._flight_wire.close()  # nobody is at the other end, and nothing says so
+            self._land()
         if self._flight is not None and self._flight.has_landed:
             self._land()
         wanted = self._wanted() if self._flight is None else 0
@@ -159,7 +186,7 @@ class Intake:
 
     def _fetch_lists(self) -> None:
         lists = self._lists
-        if lists is None:
+        if lists is None or (self._refusals and self._rest_left() > 0):
             return
         for base in lists.hot():
             queue = self._queue_of[base]
@@ -172,7 +199,7 @@ class Intake:
     def _ask(self, wanted: int) -> bool:
         """Sends the ends that wait and asks for up to `wanted` jobs; False if there is no queue to ask."""
         jobs = self._jobs
-        if jobs is None or wanted <= 0:
+        if jobs is None or wanted <= 0 or (self._refusals and self._rest_left() > 0):
             return False
         for state in self._leases.limited():
             if state.base in self._queue_of:
@@ -192,6 +219,9 @@ class Intake:
         if flight is None:
             return
         deliveries, states = flight.land()
+        if self._refusals:
+            logger.info("jobs are taken again from Redis at %s", self._server.address.where)
+            self._refusals = 0
         if self._jobs is not None:
             self._jobs.learned(flight.bases, states, len(deliveries) >= flight.wanted)
         for delivery in deliveries:
@@ -201,6 +231,23 @@ class Intake:
             else:
                 self._ready.append((queue, delivery))
 
+    # -- a server that refuses ---------------------------------------------------------------------------------------------
+
+    def _rest(self, error: Exception) -> None:
+        """The server is left alone for a while. Said once, however long it lasts."""
+        self._refusals += 1
+        self._resting_until = time.monotonic() + reconnect_delay_s(self._refusals)
+        if self._refusals == 1:
+            logger.warning("no jobs are taken for now from Redis at %s: %s", self._server.address.where, error)
+        self._server.look_again()
+        for poller in (self._jobs, self._lists):
+            if poller is not None:
+                poller.stop()
+                poller.heat()
+
+    def _rest_left(self) -> float:
+        return max(self._resting_until - time.monotonic(), 0.0)
+
     # -- waiting -----------------------------------------------------------------------------------------------------------
 
     @property
@@ -208,27 +255,44 @@ class Intake:
         """Whether there is something to do without waiting."""
         if self._ready:
             return True
+        if self._refusals and self._rest_left() > 0:
+            return False
         return self._flight is None and self._jobs is not None and self._wanted() > 0 and bool(self._jobs.hot())
 
     def descriptors(self) -> list[int]:
         """Starts to wait for whatever may come next; what to watch meanwhile."""
+        try:
+            return self._descriptors()
+        except _REFUSED as error:
+            self._rest(error)
+            return [self.waker.fileno()]
+
+    def _descriptors(self) -> list[int]:
+        rests = self._refusals > 0 and self._rest_left() > 0
         found: list[int | None] = [self.waker.fileno()]
         jobs, lists = self._jobs, self._lists
-        if jobs is not None and jobs.bases:
+        if jobs is not None and jobs.bases and not rests:
             if self._flight is None and self._wanted() > 0 and not jobs.hot():
                 jobs.wait()
             found.append(jobs.fileno())
-        if lists is not None and lists.bases:
+        if lists is not None and lists.bases and not rests:
             lists.wait()
             found.append(lists.fileno())
         if self._flight_wire is not None and self._flight_wire.is_open:
             found.append(self._flight_wire.fileno())
         if self.fanout:
+            self.fanout.keep_alive()
             found.append(self.fanout.fileno())
         return [descriptor for descriptor in found if descriptor is not None]
 
     def on_readable(self, descriptor: int) -> None:
         """Reads what has come on one of `descriptors`."""
+        try:
+            self._read(descriptor)
+        except _REFUSED as error:
+            self._rest(error)
+
+    def _read(self, descriptor: int) -> None:
         if descriptor == self.waker.fileno():
             self.waker.drain()
             return
@@ -256,7 +320,10 @@ class Intake:
 
     def settle(self) -> None:
         """Reads what is still on its way, so that it can be put back."""
-        self._land()
+        try:
+            self._land()
+        except _REFUSED as error:
+            self._rest(error)
 
     def close(self) -> None:
         for poller in (self._jobs, self._lists):

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 SEND_WITHIN_S = 0.01
 #: Pause after an error of the server, so that an outage costs some calls a second.
 AFTER_ERROR_S = 0.5
+#: How long a queue that a task found limited is left alone before Redis has said for how long it is.
+UNTIL_TOLD_S = 0.1
 
 
 class Leases:
@@ -57,6 +59,12 @@ class Leases:
         self.adrift: set[Delivery] = set()
         #: Calls that have not landed.
         self.flights: set[Flight] = set()
+        #: Ends that were refused because the lock had expired: it is tried to take it again.
+        self._unlocked: deque[tuple[Delivery, Ending]] = deque()
+        self._locked_again: set[str] = set()
+        #: Tokens of calls whose answer was lost, with the queues asked and until when (monotonic) they are looked for.
+        self._astray: dict[str, tuple[Sequence[str], float]] = {}
+        self._next_recall = 0.0
         self._worker_id = str(uuid.uuid4())
         self._fetches = 0
         self._lock = threading.Lock()
@@ -91,8 +99,13 @@ class Leases:
         if not self._limited:
             return []
         now = time.monotonic()
-        self._limited = {base: until for base, until in self._limited.items() if until > now}
-        return [scripts.QueueState(base, math.ceil((until - now) * 1000), 0) for base, until in self._limited.items()]
+        found = []
+        for base, until in list(self._limited.items()):
+            if until > now:
+                found.append(scripts.QueueState(base, math.ceil((until - now) * 1000), 0))
+            elif self._limited.get(base) == until:
+                self._limited.pop(base, None)
+        return found
 
     def hold(self, deliveries: Sequence[Delivery]) -> None:
         """Their locks are renewed from now on."""
@@ -110,6 +123,9 @@ class Leases:
 
     def note(self, delivery: Delivery, ending: Ending) -> None:
         """Sends `ending` soon."""
+        if ending.what == "limit":
+            # Known before it is sent: the job, back in its queue, could be asked for while the answer is still on its way.
+            self._limited.setdefault(delivery.base, time.monotonic() + UNTIL_TOLD_S)
         self._endings.append((delivery, ending))
         if self._sending_since is None:
             self._arm()
@@ -123,7 +139,9 @@ class Leases:
 
     def send(self, server: Server | None = None) -> None:
         """Sends every end that waits. Raises what Redis raises; then they wait on."""
-        while self._endings:
+        while self._endings or self._unlocked:
+            if self._unlocked:
+                self._lock_again(server or self._server)
             pending = self.pending()
             if not pending:
                 continue
@@ -167,11 +185,41 @@ class Leases:
                 delivery.settled = False
                 delivery.fail(str(error), final=code == -9)
                 continue
+            if code == -2 and delivery.tag not in self._locked_again:
+                self._unlocked.append((delivery, ending))
+                self._arm()
+                continue
+            self._locked_again.discard(delivery.tag)
             self._held.pop(delivery.tag, None)
             if code > 0:
                 self._limited[delivery.base] = time.monotonic() + code / 1000
+            elif ending.what == "limit":
+                self._limited.pop(delivery.base, None)
             elif code not in (0, -1, -2, -6):
                 logger.warning("job %s was not %s: %s", delivery.id, ending.what, job_error(code, ending.what, delivery.id))
+
+    def _lock_again(self, server: Server) -> None:
+        """The locks have expired, in an outage perhaps: where nobody else has the jobs, they still end as they did here."""
+        batch = [self._unlocked.popleft() for _ in range(min(len(self._unlocked), scripts.BATCH))]
+        try:
+            lost = set(scripts.extend(server, [delivery for delivery, _ in batch], self.options.lock_ms))
+        except BaseException:
+            self._unlocked.extendleft(reversed(batch))
+            self._arm()
+            raise
+        for index, (delivery, ending) in enumerate(batch):
+            if index in lost:
+                self._held.pop(delivery.tag, None)
+            else:
+                self._locked_again.add(delivery.tag)
+                self._endings.append((delivery, ending))
+
+    def astray(self, token: str, bases: Sequence[str]) -> None:
+        """The answer to a call that takes jobs is lost: those that it has taken, or takes yet, are put back."""
+        self._astray[token] = (tuple(bases), time.monotonic() + self.options.lock_duration)
+        self._next_recall = 0.0
+        self._ensure_thread()
+        self._wake.set()
 
     def _arm(self) -> None:
         self._sending_since = time.monotonic()
@@ -209,7 +257,7 @@ class Leases:
 
     def _keep(self) -> None:
         failing = False
-        while self._held or self._endings or self._consumed:
+        while self._held or self._endings or self._consumed or self._astray:
             try:
                 pause = self._turn()
                 if failing:
@@ -239,16 +287,18 @@ class Leases:
 
     def _turn(self) -> float:
         """Does what is due; returns for how long nothing will be (seconds)."""
-        since = self._sending_since
-        if since is not None and time.monotonic() - since >= SEND_WITHIN_S:
-            self.send()
         now = time.monotonic()
         period = self.options.renew_after
-        for flight in [one for one in list(self.flights) if now - one.renewed >= period]:
-            flight.land_unasked()
         due = [delivery for delivery in list(self._held.values()) if now - delivery.renewed >= period]
         if due:
             self._renew(due, now)
+        for flight in [one for one in list(self.flights) if now - one.renewed >= period]:
+            flight.land_unasked()
+        if self._astray and now >= self._next_recall:
+            self._recall(now)
+        since = self._sending_since
+        if since is not None and time.monotonic() - since >= SEND_WITHIN_S:
+            self.send()
         # Not only while jobs are held: nobody wakes this thread when the first ones are taken.
         pause = period / 2
         if self._consumed:
@@ -269,6 +319,18 @@ class Leases:
                     logger.warning("could not renew lock for job %s", delivery.id)
                     delivery.renewed = now + 3600
 
+    def _recall(self, now: float) -> None:
+        astray = dict(self._astray)
+        bases = sorted({base for found, _ in astray.values() for base in found})
+        for base, job_id, fields in scripts.recall(self._server, bases, list(astray)):
+            logger.info("job %s of %s was taken by a call whose answer was lost, and waits again", job_id, base.rstrip(":"))
+            self._astray.pop(fields["token"], None)
+        # A server that hung, or a slow network, may yet carry out what was sent.
+        self._next_recall = now + self.options.renew_after
+        for token, (_, until) in astray.items():
+            if now > until:
+                self._astray.pop(token, None)
+
     def _recover(self) -> None:
         with self._lock:
             bases = list(self._consumed)
@@ -283,6 +345,9 @@ class Leases:
         self._consumed.clear()
         self.adrift.clear()
         self.flights.clear()
+        self._unlocked.clear()
+        self._locked_again.clear()
+        self._astray.clear()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread = None

@@ -1,4 +1,4 @@
-"""How long a producer goes on trying, so that it fails in bounded time however the server is away.
+"""How long to go on trying: a worker for ever, with BullMQ's pauses; a producer in bounded time, however the server is away.
 
 Kombu decides how often a publication is tried again, and makes a new transport for each try. What bounds the whole is kept beside it, for
 each thread and server: how much time the attempts without a pause between them have used up. Each gets what is left; so a server that
@@ -9,6 +9,7 @@ Knows no connection.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Any
@@ -25,6 +26,11 @@ LAST_CHANCE_S = 0.1
 PAUSE_S = 0.9
 #: Nor is one so long after the first: a producer that makes no pauses must not be short of time for ever, s.
 EPISODE_S = 5.0
+
+
+def reconnect_delay_s(failures: int) -> float:
+    """BullMQ's pause after the n-th failure in a row: exponential, at least one second, at most twenty."""
+    return max(min(math.exp(min(failures, 10)) / 1000, 20.0), 1.0)
 
 
 class _Troubles(threading.local):

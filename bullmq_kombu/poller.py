@@ -7,14 +7,16 @@ until when, when the next delayed job is due. It never reads a message; it does 
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Iterable
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-
 from bullmq_kombu.connection import Server, Wire
 from bullmq_kombu.scripts import QueueState
+
+logger = logging.getLogger(__name__)
 
 #: BullMQ's longest wait when a due time is known: another worker may have promoted the job.
 LONGEST_WAIT_S = 10.0
@@ -112,19 +114,24 @@ class Poller:
         """Starts to wait, unless it waits already. `fileno` becomes readable when there may be work."""
         if self._answer_by is not None:
             if time.monotonic() > self._answer_by:
+                # Nobody is at the other end any more, and nothing says so. A new connection, and the queues are asked.
+                logger.info("a connection that waited for jobs got no answer from Redis at %s", self._server.address.where)
                 self.stop()
-                raise RedisConnectionError(f"no answer from Redis at {self._server.address.where}")
+                self.heat()
             return
         timeout = self._timeout()
+        if not self._server.takes_fractions:
+            timeout = float(math.ceil(timeout))
+        shown = f"{timeout:.3f}" if self._server.takes_fractions else str(int(timeout))
         keys = [base + self._suffix for base in self._bases if base not in self._closed]
         wire = self._wire
         if wire is None:
             wire = self._wire = self._server.wire(self._name)
         if keys:
-            wire.send("BZPOPMIN", *keys, f"{timeout:.3f}")
+            wire.send("BZPOPMIN", *keys, shown)
         else:
-            wire.send("BZPOPMIN", self._bases[0] + "closed", f"{timeout:.3f}")
-        self._answer_by = time.monotonic() + timeout + GRACE_S + (self._server.options.socket_timeout or 0.0)
+            wire.send("BZPOPMIN", self._bases[0] + "closed", shown)
+        self._answer_by = time.monotonic() + timeout + GRACE_S
 
     def _timeout(self) -> float:
         timeout = self._drain_delay

@@ -19,7 +19,6 @@ from __future__ import annotations
 import base64
 import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ from bullmq_kombu import admin_scripts
 from bullmq_kombu.connection import Server, Wire
 from bullmq_kombu.errors import JobFailed, job_error
 from bullmq_kombu.keys import queue_base
+from bullmq_kombu.patience import reconnect_delay_s
 from bullmq_kombu.queue import DEFAULT_URL, server_of
 
 logger = logging.getLogger(__name__)
@@ -85,11 +85,6 @@ def read_event(place: str, flat: list[str]) -> Event:
     except ValueError:
         pass
     return Event(place, name, args)
-
-
-def reconnect_delay_s(failures: int) -> float:
-    """BullMQ's curve: exponential, at least one second, at most twenty."""
-    return max(min(math.exp(min(failures, 10)) / 1000, 20.0), 1.0)
 
 
 class QueueEvents:

@@ -252,6 +252,12 @@ def extend(server: Server, held: Sequence[Any], lock_ms: int) -> list[int]:
     return [place - 1 for place in run(server, "extend", bases, args)]
 
 
+def recall(server: Server, bases: Sequence[str], tokens: Sequence[str], lock_ms: int | None = None) -> list[Taken]:
+    """Puts jobs back that were taken with these tokens, or keeps their locks for `lock_ms`. Which; the token is their only field."""
+    flat = run(server, "recall", bases, ("" if lock_ms is None else lock_ms, *tokens))
+    return [Taken(bases[flat[at] - 1], flat[at + 1], {"token": flat[at + 2]}) for at in range(0, len(flat), 3)]
+
+
 def recover(server: Server, bases: Sequence[str], now: int, max_stalled_count: int, interval_ms: int) -> list[tuple[str, str]]:
     """The stalled check. Returns the (base, id) of the jobs that wait again."""
     flat = run(server, "recover", bases, (now, max_stalled_count, interval_ms))

@@ -1,7 +1,7 @@
 -- Fragment: storing new jobs. Needs _queue, _parents.
 -- A job is a table {id, name, data, opts, timestamp, delay, priority, celery, more}: id '' asks for the next number; data and
 -- opts are JSON; times are ms; `celery` ('' for none) is kept beside BullMQ's fields; `more` is what few jobs have:
--- {lifo, parentKey, parent, rjk, de, children, replace, unique}.
+-- {lifo, parentKey, parent, rjk, de, children, replace, unique, carried}.
 
 local function store(q, id, job)
   local key, more = q.base .. id, job.more
@@ -150,6 +150,14 @@ local function deduplicate(q, id, job)
   return owner
 end
 
+-- Whether the job at `key` was made of this very message, published again because the answer to the first time was lost.
+-- `carried`: by the job's own task, which keeps the timestamp.
+local function is_same(key, job)
+  local found = call('HMGET', key, 'name', 'data', 'celery', 'timestamp')
+  return found[1] == job.name and found[2] == job.data and (found[3] or '') == job.celery
+    and (found[4] == job.timestamp or job.more.carried)
+end
+
 -- Adds one job. Answers its id (or that of the job which stands for it), -5 or -7 (BullMQ's codes), or 0 where
 -- `more.unique` asks for an id of its own and a job that is not finished has it.
 local function add(q, job, now)
@@ -164,6 +172,8 @@ local function add(q, job, now)
   elseif call('EXISTS', q.base .. id) == 1 then
     if not more.unique then
       return join_existing(q, id, job, now)
+    elseif is_same(q.base .. id, job) then
+      return id
     end
     local was = call('ZREM', q.base .. 'completed', id) == 1 and 'completed'
       or call('ZREM', q.base .. 'failed', id) == 1 and 'failed'

@@ -12,7 +12,9 @@ ARGV: now in ms, then for each job
      de            deduplication: id, ttl, extend, replace, reschedule, keepLastIfActive
      children      true: it waits for children that follow
      in_flow       true: parents are released when the whole flow is stored, and where a job of it is refused none is stored
-     unique        true: a finished job of this id is replaced, any other is no reason to drop this one
+     unique        true: a finished job of this id is replaced, any other is no reason to drop this one, unless it was made
+                   of the very same message: then it stands for it
+     carried       true, with `unique`: the same message may have another timestamp
 Returns: for each job its id, or that of the job which stands for it, or a code; '' for the other jobs of a refused flow
 Codes: -5 parent missing, -7 the job has another living parent, 0 with `unique`: the id is taken by a job not finished
 Events: added, then waiting, delayed or waiting-children; duplicated, deduplicated, removed
