@@ -161,8 +161,7 @@ class QueueEvents:
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        elif thread is None:
-            self._reader.close()
+        self._reader.leave()
         if self._is_own:
             self.server.close()
 
@@ -232,17 +231,24 @@ class _Reader:
         self._wire: Wire | None = None
         self._asked_until: float | None = None
         self._failures = 0
+        self._reading = threading.Lock()
 
     def read(self, timeout: float | None) -> list[Event]:
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._owner._closing.is_set():
-            events: list[Event] | None = self.again(lambda: self._wait(deadline), deadline)
-            if events is not None:
-                return events
-            if deadline is not None and time.monotonic() >= deadline:
-                return []
-        self.close()
+        with self._reading:
+            while not self._owner._closing.is_set():
+                events: list[Event] | None = self.again(lambda: self._wait(deadline), deadline)
+                if events is not None:
+                    return events
+                if deadline is not None and time.monotonic() >= deadline:
+                    break
         return []
+
+    def leave(self) -> None:
+        """Closes the connection, once nobody reads any more: the owner is closed already."""
+        if self._reading.acquire(timeout=SLICE_S + GRACE_S):
+            self.close()
+            self._reading.release()
 
     def _wait(self, deadline: float | None) -> list[Event] | None:
         """The events that come within a slice of time."""

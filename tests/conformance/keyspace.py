@@ -14,17 +14,21 @@ import redis
 
 ALLOWED: Mapping[str, str] = {
     "meta.version": "says which library last opened the queue",
-    "meta.opts.maxLenEvents": "written by whoever needs it first; Node's Queue does so when it is made, ours when it trims: absent is 10000",
+    "meta.opts.maxLenEvents": "written by whoever needs it first; Node's Queue does so when it is made, ours when it trims. Absent is 10000",
     "JSON text": "order of keys, blanks and escapes inside a JSON value are the encoder's; the values are compared",
     "opts: {} for []": "Node's options go through Redis' JSON encoder, which knows no empty list",
     "stream ids": "Redis makes them from its own clock",
     "debounced": "an event of BullMQ 5 alone, always beside `deduplicated`",
     "drained": "BullMQ 5 says it also while jobs wait in a paused queue, because it keeps them elsewhere; compared with 6 only",
     "paused list": "BullMQ 5 parks what waits in a list of its own while a queue is paused; here, as in 6, it stays in `wait`",
-    "base marker": "a hint: Node sets one after every job it takes, also when nothing is left, and sets none where it should in the cases of "
-    "protocol 4.1. Instead of being compared, ours must be there whenever a job could be taken",
-    "delay marker": "a hint too: Node sets none when a job is delayed by a call that fetches the next one, so a job due soon may wait for the poll. "
-    "Where Node has one, ours is there and no later than the first delayed job is due",
+    "base marker": (
+        "a hint: Node sets one after every job it takes, also when nothing is left, and sets none where it should in the cases of protocol "
+        "4.1. Instead of being compared, ours must be there whenever a job could be taken"
+    ),
+    "delay marker": (
+        "a hint too: Node sets none when a job is delayed by a call that fetches the next one, so a job due soon may wait for the poll. "
+        "Where Node has one, ours is there and no later than the first delayed job is due"
+    ),
     "expiry": "real time passes between the two sides: either both keys expire or none does, at about the same time",
     "nrjid": "a note of BullMQ 5 on the job that made a scheduler's next one; 6 no longer writes it",
 }

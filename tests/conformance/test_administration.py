@@ -105,7 +105,7 @@ def test_obliterate(both: Comparison) -> None:
     assert both.do("obliterate", False).code == 0
     both.compare()
     both.do("obliterate", True)
-    node, ours = both.pictures()
+    _, ours = both.pictures()
     # Node leaves deduplication keys behind and the locks of those that worked; nothing is left here.
     assert [key for key in ours.keys if not key.endswith(":lock")] == []
 
