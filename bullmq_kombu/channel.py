@@ -30,7 +30,7 @@ from bullmq_kombu.codec import NotAJob, Outgoing, job_of, message_of, priority_o
 from bullmq_kombu.collect import collecting
 from bullmq_kombu.connection import Server, wait_any
 from bullmq_kombu.delivery import Delivery, now_ms
-from bullmq_kombu.errors import JobError, job_error
+from bullmq_kombu.errors import BadInput, JobError, job_error
 from bullmq_kombu.intake import Intake, wait_timeout
 from bullmq_kombu.job_options import JobOptions, check_size, make_job_options
 from bullmq_kombu.keys import KombuKeys, queue_base
@@ -247,6 +247,8 @@ class Channel(virtual.Channel):
     # -- consuming -------------------------------------------------------------------------------------------------------
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Callable[[Any], Any], consumer_tag: str, **kwargs: Any) -> None:
+        if self.options.max_retries_per_request is not None and queue not in self.transient and not self.transient.is_one(queue):
+            raise BadInput("max_retries_per_request is for producers: who consumes waits for Redis for ever, and it must be None")
         super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
         if no_ack:
             self.intake.no_ack.add(queue)

@@ -13,6 +13,7 @@ from celery import bootsteps, signals
 from kombu.transport import get_transport_cls
 
 from bullmq_kombu.celery import outcome
+from bullmq_kombu.celery.reconnect import reconnect_patiently, refuse_retry_limit
 from bullmq_kombu.leases import all_leases
 
 
@@ -51,6 +52,8 @@ class JobOutcome(bootsteps.StartStopStep):
 
     def __init__(self, parent: Any, **kwargs: Any) -> None:
         super().__init__(parent, **kwargs)
+        refuse_retry_limit(parent.app)
+        reconnect_patiently(parent)
         outcome.explain_rejections(parent)
         update_strategies = parent.update_strategies
 

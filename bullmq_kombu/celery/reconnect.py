@@ -1,0 +1,86 @@
+"""How a worker comes back to a Redis that is away: for ever, with BullMQ's pauses, and without keeping a shutdown waiting.
+
+Celery asks Kombu to connect, which pauses in steps of whole seconds and gives up after `broker_connection_max_retries`, 100 by default.
+Here the pauses are BullMQ's, and the number counts where the user has set it. Everything else of Celery's (`broker_connection_retry`,
+`broker_connection_retry_on_startup`, failover, what is logged) stays as it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import count
+from typing import Any
+
+from bullmq_kombu.errors import BadInput
+from bullmq_kombu.patience import reconnect_delay_s
+
+#: How long a shutdown may go unnoticed during a pause, s.
+SLICE_S = 0.1
+
+_MAX_RETRIES = "broker_connection_max_retries"
+
+
+def reconnect_patiently(consumer: Any) -> None:
+    """The consumer of a worker connects as this module says."""
+    ensure_connected = consumer.ensure_connected
+    limit = consumer.app.conf[_MAX_RETRIES] if _is_set_by_user(consumer.app.conf, _MAX_RETRIES) else None
+
+    def patiently(connection: Any) -> Any:
+        def ensure_connection(errback: Callable[[Exception, float], Any], max_retries: Any = None, callback: Any = None, **kw: Any) -> Any:
+            _connect(connection, errback, limit, callback)
+            return connection
+
+        connection.ensure_connection = ensure_connection
+        try:
+            return ensure_connected(connection)
+        finally:
+            del connection.ensure_connection
+
+    consumer.ensure_connected = patiently
+
+
+def _connect(connection: Any, errback: Callable[[Exception, float], Any], limit: int | None, callback: Callable[[], Any] | None) -> None:
+    failures = 0
+    for attempt in count(1):
+        try:
+            connection._ensure_connection(max_retries=0, reraise_as_library_errors=False)
+            return
+        except connection.recoverable_connection_errors as error:
+            if limit and attempt > limit:
+                raise
+            pause = 0.0
+            if connection.completes_cycle(attempt - 1):
+                failures += 1
+                pause = reconnect_delay_s(failures)
+            try:
+                errback(error, pause)
+            finally:
+                connection.maybe_switch_next()
+            _pause(pause, callback)
+
+
+def _pause(seconds: float, callback: Callable[[], Any] | None) -> None:
+    until = time.monotonic() + seconds
+    while True:
+        if callback is not None:
+            callback()
+        left = until - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(left, SLICE_S))
+
+
+def _is_set_by_user(conf: Any, name: str) -> bool:
+    """Whether it is more than Celery's default, which is in the last of the maps."""
+    return any(spelling in one for one in conf.maps[:-1] for spelling in (name, name.upper()))
+
+
+def refuse_retry_limit(app: Any) -> None:
+    """BullMQ's rule for workers: the limit of retries must be null."""
+    limit = (app.conf.broker_transport_options or {}).get("max_retries_per_request")
+    if limit is not None:
+        raise BadInput(
+            f"max_retries_per_request={limit!r} is for producers: a worker waits for Redis for ever, and it must be None in its"
+            " broker_transport_options"
+        )
