@@ -168,7 +168,7 @@ class Job:
 
     def change_priority(self, priority: int = 0, *, lifo: bool = False) -> None:
         """0 runs before all others; `lifo` puts it before the others of its priority."""
-        if isinstance(priority, bool) or not isinstance(priority, int) or not 0 <= priority <= MAX_PRIORITY:
+        if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
             raise BadInput(f"Priority should be an integer between 0 and {MAX_PRIORITY}, not {priority!r}")
         code = admin_scripts.change_priority(self.queue.server, self.queue.base, self.id, priority, lifo)
         self._check(code, "changePriority")

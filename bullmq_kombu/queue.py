@@ -219,7 +219,7 @@ class Queue(QueueView):
 
     def set_global_concurrency(self, concurrency: int) -> None:
         """At most so many jobs run at once, all workers together."""
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        if type(concurrency) is not int or concurrency < 1:
             raise BadInput(f"the global concurrency must be an integer above 0, not {concurrency!r}")
         self.server.call("HSET", f"{self.base}meta", "concurrency", concurrency)
 

@@ -59,13 +59,9 @@ def install_node(version: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _installed(folder):
             command = [require("npm"), "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False
-            )
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S, check=False)
             if done.returncode != 0:
-                raise RuntimeError(
-                    f"npm ci failed in {folder}; the tests need the npm registry once:\n{done.stdout}{done.stderr}"
-                )
+                raise RuntimeError(f"npm ci failed in {folder}; the tests need the npm registry once:\n{done.stdout}{done.stderr}")
     return folder
 
 
@@ -115,9 +111,7 @@ class Node:
         except FutureTimeoutError:
             if future.done():
                 raise
-            raise AssertionError(
-                f"Node {self.version} did not answer {cmd} {fields} in {timeout:g} s{self._said()}"
-            ) from None
+            raise AssertionError(f"Node {self.version} did not answer {cmd} {fields} in {timeout:g} s{self._said()}") from None
 
     def begin(self, cmd: str, **fields: Any) -> Future[Any]:
         """Have a command done and go on meanwhile: the future has what :meth:`call` would have returned."""
@@ -152,9 +146,7 @@ class Node:
         """``job.method(*args)`` of BullMQ's Job."""
         return self.call("jobCall", queue=queue, jobId=job_id, method=method, args=args, **fields)
 
-    def wait_for_state(
-        self, queue: str, job_id: str, state: str, timeout: float = TIMEOUT_S, **fields: Any
-    ) -> dict[str, Any]:
+    def wait_for_state(self, queue: str, job_id: str, state: str, timeout: float = TIMEOUT_S, **fields: Any) -> dict[str, Any]:
         """The job, as soon as BullMQ says it is in this state."""
 
         def reached() -> bool:
@@ -209,9 +201,7 @@ class Node:
             # Ctrl-C is for pytest alone; Node is told when it is time.
             start_new_session=True,
         )
-        self._reader = threading.Thread(
-            target=self._read, args=(self._process,), name=f"node {self.version}", daemon=True
-        )
+        self._reader = threading.Thread(target=self._read, args=(self._process,), name=f"node {self.version}", daemon=True)
         self._reader.start()
         try:
             self.versions = self.call("init", connection=self.connection)
@@ -266,9 +256,7 @@ class Node:
     def __enter__(self) -> Node:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     # -- inside

@@ -67,9 +67,7 @@ def test_a_worker_completes_and_the_waiter_gets_the_value(node: Node, queue_name
 
 def test_the_default_behaviour_echoes(node: Node, queue_name: str) -> None:
     node.call("worker", queue=queue_name)
-    added = node.call(
-        "addBulk", queue=queue_name, jobs=[{"name": "a", "data": [1]}, {"name": "b", "data": {"x": None}}]
-    )
+    added = node.call("addBulk", queue=queue_name, jobs=[{"name": "a", "data": [1]}, {"name": "b", "data": {"x": None}}])
     values = [node.call("waitUntilFinished", queue=queue_name, jobId=job["id"], ttl=10000) for job in added]
     assert values == [[1], {"x": None}]
 
@@ -118,9 +116,7 @@ def test_events_are_seen_from_the_moment_of_asking(node: Node, queue_name: str) 
     events = node.call("events", queue=queue_name)
     added = [event["args"]["jobId"] for event in events if event["event"] == "added"]
     assert added == ["after"]
-    progress = [
-        event["args"]["data"] for event in events if event["event"] == "progress" and event["args"]["jobId"] == "after"
-    ]
+    progress = [event["args"]["data"] for event in events if event["event"] == "progress" and event["args"]["jobId"] == "after"]
     assert progress == [10, {"half": True}]
     assert all("-" in event["id"] for event in events)
     assert node.queue_call(queue_name, "getJobLogs", "after") == {"logs": ["hello"], "count": 1}
@@ -309,9 +305,7 @@ def test_nothing_outlives_a_killed_run(tmp_path: Path) -> None:
         "print(server.pid, node.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as run:
+    with subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
         pids = [int(pid) for pid in run.stdout.readline().split()]
         assert len(pids) == 2
