@@ -181,8 +181,8 @@ local function take_back_promise(key)
   end
 end
 
--- Another attempt, at once or after `delay` ms. `reason` (nil for none) and `stack` ('' for none) of this one are kept; `more` may hold
--- lifo, skip (the attempt does not count), tm, log, and fields (what else to write to the hash, flat).
+-- Another attempt, at once or after `delay` ms. `reason` (nil for none) and `stack` ('' for none) of this one are kept; `more`
+-- may hold lifo, skip (the attempt does not count), tm, log, and fields (what else to write to the hash, flat).
 local function try_again(q, id, token, now, reason, stack, delay, more)
   local key = q.base .. id
   if delay <= 0 then

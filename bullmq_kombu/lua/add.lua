@@ -34,7 +34,8 @@ local function job_at(at)
   }
 end
 
--- The code with which `add` would refuse a job of a flow, before anything is stored. `coming` has the keys of the flow's own jobs.
+-- The code with which `add` would refuse a job of a flow, before anything is stored. `coming` has the keys of the flow's own
+-- jobs.
 local function objection(q, job, coming)
   local more, key = job.more, q.base .. job.id
   if more.parentKey and not coming[more.parentKey] and call('EXISTS', more.parentKey) == 0 then

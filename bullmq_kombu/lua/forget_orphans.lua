@@ -1,5 +1,6 @@
 --[[
-forget_orphans: deletes what is left of jobs that no state of the queue has. The queue's own keys, which are no jobs, are left alone.
+forget_orphans: deletes what is left of jobs that no state of the queue has. The queue's own keys, which are no jobs, are left
+alone.
 Uses: _queue _parents _state
 KEYS: "prefix:queue:"
 ARGV: ids, as they follow the base in a key
@@ -10,8 +11,8 @@ local base, forgotten = KEYS[1], 0
 -- key of the queue's own.
 local OWN = {
   id = true, meta = true, wait = true, paused = true, active = true, prioritized = true, delayed = true, completed = true,
-  failed = true, pc = true, marker = true, events = true, stalled = true, limiter = true, ['stalled-check'] = true, ['waiting-children'] = true,
-  ['repeat'] = true, delay = true, priority = true, metrics = true, de = true, dn = true,
+  failed = true, pc = true, marker = true, events = true, stalled = true, limiter = true, ['stalled-check'] = true,
+  ['waiting-children'] = true, ['repeat'] = true, delay = true, priority = true, metrics = true, de = true, dn = true,
 }
 
 local function is_job(id)

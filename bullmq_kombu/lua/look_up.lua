@@ -4,8 +4,9 @@ KEYS: "prefix::kombu:"
 ARGV: 1 "1" to tell also where the event streams of the unfinished end, then for each task: task id, job id ('' for a task
   that can have none), the queue it was last seen in ('' for unknown, ':' before it where it can be in no other)
 Returns: {tasks, ends}. tasks: for each status, what was stored ('' and '' for nothing), then, where that is not final and there
-  is a job: queue, state (completed, failed, active or waiting), and of its hash name, data, returnvalue, failedReason, stacktrace,
-  atm, progress, pb, finishedOn. ends: queue, id of the last event, and so on: waiting for events after those misses nothing
+  is a job: queue, state (completed, failed, active or waiting), and of its hash name, data, returnvalue, failedReason,
+  stacktrace, atm, progress, pb, finishedOn. ends: queue, id of the last event, and so on: waiting for events after those
+  misses nothing
 ]]
 local base = KEYS[1]
 local prefix = string.sub(base, 1, -string.len(':kombu:') - 1)
