@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from redis.exceptions import NoPermissionError
+
 from bullmq_kombu.connection import Server, Wire
 from bullmq_kombu.keys import KombuKeys
 
@@ -93,7 +95,12 @@ class Fanout:
     def read(self) -> Iterable[tuple[str, str]]:
         """(queue, payload) for each queue that one message from the connection is for."""
         assert self._wire is not None
-        answer: Any = self._wire.read()
+        try:
+            answer: Any = self._wire.read()
+        except NoPermissionError as error:
+            # Jobs do not need it.
+            logger.warning("remote control and events do not work with Redis at %s: %s", self._server.address.where, error)
+            return
         self._heard, self._pong_by = time.monotonic(), None
         if answer[0] != "pmessage":
             return

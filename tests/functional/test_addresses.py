@@ -1,0 +1,288 @@
+"""Every form of address, against servers started for it: what is sent comes, is answered, and survives a failover."""
+
+from __future__ import annotations
+
+import secrets
+import ssl
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from kombu import Connection
+from kombu.exceptions import OperationalError
+from servers import Server
+from topologies import Certificates, Cluster, Sentinels, TlsServer
+from waiting import wait_until
+from worker import Worker
+
+from bullmq_kombu import errors
+from bullmq_kombu.address import address_of
+
+WorkerOf = Callable[..., Worker]
+
+#: The commands of a user who may touch nothing but BullMQ's keys. INFO, CONFIG and CLIENT are not among them: where they are forbidden,
+#: that is logged. docs/reliability.md has the same line.
+LEAST = (
+    "+evalsha +eval +ping +select +exists +hset +hsetnx +hget +hmget +hgetall +hdel +hincrby +hexists +sadd +srem +scard +smembers +del"
+    " +get +set +incr +incrby +pexpire +pttl +expire +rpoplpush +lpush +rpush +lrange +lrem +llen +lindex +ltrim +lpos"
+    " +zadd +zrem +zrange +zrangebyscore +zrevrangebyscore +zremrangebyrank +zscore +zcard +zpopmin +bzpopmin"
+    " +xadd +xtrim +xread +xrevrange +publish +subscribe +psubscribe +unsubscribe +punsubscribe"
+)
+
+
+def round_trip(url: Any, options: dict[str, Any] | None = None, **more: Any) -> None:
+    """A job and a message of a queue of its own go there and come back."""
+    queue = f"q-{secrets.token_hex(6)}"
+    with Connection(url, transport_options=options or {}, **more) as connection:
+        with connection.SimpleQueue(queue) as jobs, connection.SimpleBuffer(f"{queue}-own") as own:
+            for simple in (jobs, own):
+                simple.put({"for": queue})
+                message = simple.get(timeout=10)
+                assert message.payload == {"for": queue}
+                message.ack()
+
+
+def refused(url: str, options: dict[str, Any] | None = None, **more: Any) -> Exception:
+    """What one gets who may not come in."""
+    policy = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+    with Connection(url, transport_options=options or {}, **more) as connection, pytest.raises(OperationalError) as caught:
+        connection.Producer().publish({}, routing_key="q", retry=True, retry_policy=policy)
+    return caught.value
+
+
+# -- one server --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Server]:
+    with Server(password="p@ss/word") as running:
+        yield running
+
+
+def test_tcp(guarded: Server) -> None:
+    quoted = "p%40ss%2Fword"
+    where = f"{guarded.host}:{guarded.port}"
+    for url in (f"bullmq://:{quoted}@{where}/0", f"bullmq://default:{quoted}@{where}/1", f"bullmq+redis://:{quoted}@{where}/2"):
+        round_trip(url)
+    round_trip(f"bullmq://{where}", password="p@ss/word")
+    for db in (0, 1, 2):
+        with redis.Redis(port=guarded.port, password="p@ss/word", db=db) as client:
+            assert client.dbsize() > 0
+
+
+def test_unix_socket(guarded: Server) -> None:
+    for scheme in ("bullmq+unix", "bullmq+socket"):
+        round_trip(f"{scheme}://:p%40ss%2Fword@{guarded.socket_path}?virtual_host=3")
+    round_trip(f"bullmq+unix://{guarded.socket_path}", password="p@ss/word", virtual_host="4")
+    for db in (3, 4):
+        with redis.Redis(port=guarded.port, password="p@ss/word", db=db) as client:
+            assert client.dbsize() > 0
+
+
+def test_failover_lists(server: Server) -> None:
+    with Server() as dead:
+        away = dead.url
+    for urls in (
+        f"{away};{server.url}",
+        [away, server.url],
+        f"bullmq+redis://{away.partition('://')[2]};bullmq+redis://{server.url.partition('://')[2]}",
+    ):
+        queue = f"q-{secrets.token_hex(6)}"
+        with Connection(urls) as connection:
+            connection.Producer().publish({"n": 1}, routing_key=queue, retry=True, retry_policy={"max_retries": 3, "interval_start": 0})
+            with connection.SimpleQueue(queue) as jobs:
+                assert jobs.get(timeout=5).payload == {"n": 1}
+
+
+class Credentials(redis.CredentialProvider):
+    def get_credentials(self) -> tuple[str, str]:
+        return "default", "p@ss/word"
+
+
+def test_credential_provider(guarded: Server) -> None:
+    address = f"bullmq://{guarded.host}:{guarded.port}/0"
+    round_trip(address, credential_provider=Credentials())
+    refused(address)
+
+
+def test_no_form_shows_a_password(guarded: Server) -> None:
+    for url in (
+        f"bullmq://u:sec-ret@{guarded.host}:{guarded.port}",
+        f"bullmq+unix://:sec-ret@{guarded.socket_path}",
+        "bullmqs://:sec-ret@h",
+    ):
+        with Connection(url) as connection:
+            address = address_of(connection)
+            assert address.password == "sec-ret"
+            assert "sec-ret" not in repr(address)
+            assert "sec-ret" not in address.where
+    error = refused(f"bullmq://:sec-ret@{guarded.host}:{guarded.port}")
+    assert "sec-ret" not in str(error)
+    with Connection("bullmq://:12/ss-word@h") as connection, pytest.raises(errors.BadInput) as caught:
+        address_of(connection)
+    assert "ss-word" not in str(caught.value)
+
+
+# -- a user who may little ---------------------------------------------------------------------------------------------------
+
+
+def limited(server: Server, prefix: str) -> str:
+    """A URL for a user who may do nothing but what BullMQ needs."""
+    name = f"u{secrets.token_hex(4)}"
+    with server.client() as client:
+        # A pattern that is subscribed to has to be allowed word for word.
+        patterns = [f"&{prefix}::kombu:0:fanout:{exchange}*" for exchange in ("celery.pidbox/", "celeryev/", "celeryev/worker.")]
+        rules = ["resetkeys", f"~{prefix}:*", "resetchannels", f"&{prefix}:*", *patterns, "-@all", *LEAST.split()]
+        client.execute_command("ACL", "SETUSER", name, "on", ">pw", *rules)
+        client.execute_command("ACL", "LOG", "RESET")
+    return f"bullmq://{name}:pw@{server.host}:{server.port}/0"
+
+
+def denied(server: Server) -> set[str]:
+    with server.client() as client:
+        entries: Any = client.execute_command("ACL", "LOG")
+    return {entry["object"] if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True))["object"] for entry in entries}
+
+
+@pytest.mark.parametrize("prefix", ["bull", "{bull}"])
+def test_a_user_of_these_keys_alone(server: Server, worker: WorkerOf, queue_name: str, prefix: str) -> None:
+    url = limited(server, prefix)
+    options = {"prefix": prefix}
+    one = worker(url=url, options=options, settings={"result_backend": url, "result_extended": True})
+    with Celery("sender", broker=url, backend=url) as app:
+        app.conf.broker_transport_options = options
+        result = app.send_task("echo", kwargs={"value": 1}, queue=queue_name)
+        assert result.get(timeout=15) == 1
+        delayed = app.send_task("again", kwargs={"times": 1, "countdown": 0.3}, queue=queue_name)
+        assert delayed.get(timeout=15)["retries"] == 1
+        failing = app.send_task("boom.late", queue=queue_name)
+        with pytest.raises(ValueError, match="the message"):
+            failing.get(timeout=15)
+        assert app.control.inspect(timeout=3).ping() == {one.name: {"ok": "pong"}}
+        assert app.control.purge() >= 0
+    one.stop()
+    assert {word.partition("|")[0] for word in denied(server)} <= {"info", "client", "config"}
+    assert "are not checked" in one.log
+    assert one.log.count("have no name") <= 1
+    assert "remote control" not in one.log
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="module")
+def tls(certificates: Certificates) -> Iterator[TlsServer]:
+    with TlsServer(certificates, password="pw") as running:
+        yield running
+
+
+def test_tls_is_verified_unless_told_otherwise(tls: TlsServer, certificates: Certificates, tmp_path: Path) -> None:
+    ca = f"ssl_ca_certs={certificates.ca}"
+    round_trip(tls.tls_url(query=ca))
+    round_trip(tls.tls_url("bullmq+rediss", ca))
+    round_trip(tls.tls_url("bullmqs", ca, host="localhost"))
+    round_trip(tls.tls_url(), ssl={"ssl_ca_certs": str(certificates.ca)})
+    round_trip(tls.tls_url("bullmq"), ssl={"ssl_ca_certs": str(certificates.ca), "ssl_cert_reqs": ssl.CERT_REQUIRED})
+    round_trip(tls.tls_url(query="ssl_cert_reqs=none"))
+    round_trip(tls.tls_url("bullmq+rediss", "ssl_cert_reqs=CERT_NONE"))
+
+    for url, more in (
+        (tls.tls_url(), {}),
+        (tls.tls_url("bullmq+rediss"), {}),
+        (tls.tls_url("bullmq"), {"ssl": True}),
+        (tls.tls_url(query=f"ssl_ca_certs={Certificates(tmp_path, 'other').ca}"), {}),
+    ):
+        assert "certificate verify failed" in str(refused(url, **more)).lower(), url
+    # Spoken to in the clear, the TLS port says nothing anybody understands.
+    refused(tls.tls_url("bullmq"))
+
+
+def test_tls_checks_the_name(tls: TlsServer, certificates: Certificates) -> None:
+    # Another address of the same machine, which is not in the certificate.
+    query = f"ssl_ca_certs={certificates.ca}"
+    other = tls.tls_url(query=query, host="127.0.0.2")
+    assert "mismatch" in str(refused(other))
+    round_trip(f"{other}&ssl_check_hostname=false")
+
+
+def test_tls_client_certificate(certificates: Certificates) -> None:
+    with TlsServer(certificates, client_certificate=True) as server:
+        mine = f"ssl_certfile={certificates.client}&ssl_keyfile={certificates.client_key}"
+        round_trip(server.tls_url(query=f"ssl_ca_certs={certificates.ca}&{mine}"))
+        refused(server.tls_url(query=f"ssl_ca_certs={certificates.ca}"))
+
+
+def test_a_worker_over_tls(tls: TlsServer, certificates: Certificates, worker: WorkerOf, queue_name: str) -> None:
+    url = tls.tls_url(query=f"ssl_ca_certs={certificates.ca}")
+    worker(on=tls, url=url, settings={"result_backend": url})
+    answers(url, queue_name)
+
+
+def answers(url: Any, *queues: str, options: dict[str, Any] | None = None, times: int = 20) -> None:
+    """Tasks are run, their results and the workers' replies come."""
+    with Celery("sender", broker=url, backend=url) as app:
+        app.conf.broker_transport_options = app.conf.result_backend_transport_options = options or {}
+        results = [app.send_task("echo", kwargs={"value": number}, queue=queue) for number in range(times) for queue in queues]
+        assert [result.get(timeout=20) for result in results] == [number for number in range(times) for _ in queues]
+        replies = app.control.inspect(timeout=3).ping()
+        assert replies
+        assert all(reply == {"ok": "pong"} for reply in replies.values())
+
+
+# -- Sentinel ----------------------------------------------------------------------------------------------------------------
+
+
+def test_sentinel_with_passwords_and_a_failover(worker: WorkerOf, queue_name: str) -> None:
+    with Sentinels(password="pw", sentinel_password="spw") as sentinels:
+        options = {"master_name": "mymaster", "sentinel_kwargs": {"password": "spw"}, "socket_timeout": 1.0}
+        settings = {"result_backend": sentinels.url, "result_backend_transport_options": options}
+        one = worker(on=sentinels.master, url=sentinels.url, options=options, settings=settings)
+        answers(sentinels.url, queue_name, options=options)
+        sentinels.fail_over()
+        wait_until(lambda: one.log.count("Connected to bullmq") >= 2, 15, "the worker to find the new master")
+        answers(sentinels.url, queue_name, options=options)
+        assert "spw" not in one.log
+
+
+def test_sentinel_needs_the_name_of_the_master() -> None:
+    with Connection("bullmq+sentinel://127.0.0.1:1") as connection, pytest.raises(errors.BadInput, match="master_name"):
+        connection.connect()
+
+
+# -- Cluster -----------------------------------------------------------------------------------------------------------------
+
+
+def test_cluster(worker: WorkerOf, queue_name: str) -> None:
+    queues = [f"{queue_name}-{number}" for number in range(3)]
+    with Cluster() as cluster:
+        options = {"socket_timeout": 1.0}
+        one = worker(*queues, on=cluster.nodes[0], url=cluster.url, options=options, settings={"result_backend": cluster.url})
+        answers(cluster.url, *queues, times=7)
+        with cluster.client() as client:
+            assert client.exists(f"{{bull}}:{queues[0]}:meta"), "the prefix is a hash tag by default"
+
+        cluster.move_slot("{bull}")
+        answers(cluster.url, *queues, times=7)
+
+        cluster.fail_over("{bull}")
+        answers(cluster.url, *queues, times=7)
+        assert one.process is not None
+        assert one.process.poll() is None
+
+
+def test_a_cluster_wants_a_hash_tag_and_has_one_database() -> None:
+    with (
+        Connection("bullmq+cluster://127.0.0.1:1", transport_options={"prefix": "bull"}) as connection,
+        pytest.raises(errors.BadInput, match="hash tag"),
+    ):
+        connection.connect()
+    with Connection("bullmq+cluster://127.0.0.1:1/3") as connection, pytest.raises(errors.BadInput, match="one database"):
+        connection.connect()
