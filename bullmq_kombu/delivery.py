@@ -40,8 +40,8 @@ class Delivery:
     """One job in hand. `base`, `id`, `token` guard its end; `fields` is the hash as it was before the activation."""
 
     __slots__ = (
-        "__weakref__", "_leases", "_on_settled", "base", "committed", "fields", "id", "managed", "reason", "renewed", "settled", "started",
-        "tag", "token",
+        "__weakref__", "_leases", "_on_settled", "base", "began", "committed", "fields", "handed", "id", "managed", "reason", "renewed", "settled",
+        "started", "tag", "token",
     )  # fmt: skip
 
     def __init__(self, leases: Leases, taken: Taken, token: str, renewed: float, on_settled: Callable[[Delivery], None]) -> None:
@@ -51,7 +51,11 @@ class Delivery:
         self.tag = f"{token}:{taken.id}"
         #: Somebody (Celery's request) says how it ends; an acknowledgement alone does not.
         self.managed = False
+        #: It is with a pool that cannot be stopped from beginning with it.
+        self.handed = False
         self.started = False
+        #: When the work began (monotonic, s); None before.
+        self.began: float | None = None
         self.committed = False
         self.settled = False
         #: Why it will be rejected, where that is known before.
@@ -67,12 +71,24 @@ class Delivery:
     def attempts_made(self) -> int:
         return _number(self.fields.get("attemptsMade") or self.fields.get("atm"))
 
-    def start(self, *, at_most_once: bool) -> None:
-        """The work begins. `at_most_once`: should this process die, the job is failed instead of run again."""
-        self.started = True
-        if at_most_once and not self.settled:
+    def start(self, *, at_most_once: bool, here: bool = False) -> None:
+        """The work begins, unless the job has been given back. `at_most_once`: should this process die, the job is failed instead of run
+        again. `here`: the work may be what ends this process, so the promise is in Redis before."""
+        with _beginning:
+            if self.settled:
+                return
+            self.started = True
+        self.began = time.monotonic()
+        if at_most_once:
             self.committed = True
             self._leases.note(self, Ending("commit", self.base, self.id, self.token))
+            if here:
+                with contextlib.suppress(*LOST):  # it is sent later, then
+                    self._leases.send()
+
+    def seconds(self) -> float | None:
+        """How long the work has been going on; None where it has not begun."""
+        return None if self.began is None else time.monotonic() - self.began
 
     def complete(self, returnvalue: str = "null", log: str | None = None) -> None:
         """`returnvalue` is JSON; `log` a line for the job's log."""
@@ -101,6 +117,12 @@ class Delivery:
         """Back to the head of the queue; no attempt is counted."""
         self._settle(Ending("release", self.base, self.id, self.token))
 
+    def return_unstarted(self) -> None:
+        """Back to the head of the queue, unless the work has begun."""
+        with _beginning:
+            if not self.started:
+                self.release()
+
     def limit(self) -> None:
         """Back to the head of the queue, which this process leaves alone for as long as its rate limit says; no attempt is counted."""
         self._settle(Ending("limit", self.base, self.id, self.token))
@@ -118,6 +140,10 @@ class Delivery:
         else:
             self._leases.note(self, ending)
         self._on_settled(self)
+
+
+#: Beginning a job and giving it back exclude each other.
+_beginning = threading.RLock()
 
 
 def _readable(text: str) -> str:

@@ -49,6 +49,8 @@ class Leases:
         self.options = options
         #: Written to `processedBy`; the worker's host name where there is a worker.
         self.worker_name = ""
+        #: Told of every end when it is decided; for metrics.
+        self.observers: list[Callable[[Delivery, Ending], None]] = []
         self._server = Server(address, options)
         self._held: dict[str, Delivery] = {}
         self._endings: deque[tuple[Delivery, Ending]] = deque()
@@ -126,9 +128,16 @@ class Leases:
         if ending.what == "limit":
             # Known before it is sent: the job, back in its queue, could be asked for while the answer is still on its way.
             self._limited.setdefault(delivery.base, time.monotonic() + UNTIL_TOLD_S)
+        for observe in self.observers:
+            observe(delivery, ending)
         self._endings.append((delivery, ending))
         if self._sending_since is None:
             self._arm()
+
+    def has_begun(self, tag: str) -> bool:
+        """Whether the delivery of this tag is in hand and its work has begun."""
+        delivery = self._held.get(tag)
+        return delivery is not None and delivery.started
 
     def drop(self, delivery: Delivery) -> None:
         self._held.pop(delivery.tag, None)

@@ -21,10 +21,10 @@ from bullmq_kombu.cli.surroundings import (
     job_as_dict,
     pass_surroundings,
     plain,
-    queue_names,
     say_json,
     table,
 )
+from bullmq_kombu.discovery import queue_names
 from bullmq_kombu.queue import Queue
 from bullmq_kombu.queue_events import QueueEvents
 
@@ -214,6 +214,27 @@ def events(around: Surroundings, queue: str, last_event_id: str | None, count: i
                 console().print(plain(f"{event.id} {event.name} " + " ".join(f"{name}={value}" for name, value in event.args.items())))
             if count is not None and number >= count:
                 return
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[QUEUE]...")
+@click.option("--serve", "port", type=int, metavar="PORT", help="Serve them at this port instead of printing them, until interrupted.")
+@click.option("--address", default="127.0.0.1", show_default=True)
+@pass_surroundings
+def metrics(around: Surroundings, names: tuple[str, ...], port: int | None, address: str) -> None:
+    """Prometheus metrics of the queues, of all where none is named."""
+    try:
+        from bullmq_kombu.metrics import as_text, registry_of
+    except ImportError as error:
+        raise click.ClickException("metrics need Prometheus' client: pip install 'bullmq-kombu[metrics]'") from error
+    with around.opened() as server:
+        if port is None:
+            click.echo(as_text(server, names), nl=False)
+            return
+        from prometheus_client import start_http_server
+
+        _, thread = start_http_server(port, address, registry_of(server, names))
+        thread.join()
 
 
 # -- changing ------------------------------------------------------------------------------------------------------------------

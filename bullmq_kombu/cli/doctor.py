@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
 
-from bullmq_kombu.cli.surroundings import queue_names
 from bullmq_kombu.connection import Server
+from bullmq_kombu.discovery import queue_names
 from bullmq_kombu.queue import Queue
 
 #: Clocks of clients decide when delayed jobs are due; this much apart is noticed by users, ms.

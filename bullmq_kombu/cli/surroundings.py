@@ -20,7 +20,6 @@ from rich.text import Text
 
 from bullmq_kombu.connection import Server
 from bullmq_kombu.errors import BullMQError
-from bullmq_kombu.keys import KombuKeys
 from bullmq_kombu.queue import Queue, server_of
 
 #: The states in the order a job goes through them.
@@ -72,22 +71,6 @@ class Surroundings:
 pass_surroundings = click.make_pass_decorator(Surroundings)
 
 
-def queue_names(server: Server) -> list[str]:
-    """The queues of the prefix: each has a `meta` key, as dashboards know them; those that Celery has declared may have no job yet."""
-    prefix = server.options.prefix
-    names = set(server.call("SMEMBERS", KombuKeys(prefix).queues))
-    cursor: Any = "0"
-    escaped = "".join("\\" + char if char in "*?[]\\" else char for char in prefix)
-    while True:
-        cursor, found = server.call("SCAN", cursor, "MATCH", f"{escaped}:*:meta", "COUNT", 1000)
-        for key in found:
-            name = key[len(prefix) + 1 : -len(":meta")]
-            if name and ":" not in name:
-                names.add(name)
-        if str(cursor) == "0":
-            return sorted(names)
-
-
 def as_json(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds `--json`; the command gets it as `is_json`."""
 
@@ -104,7 +87,8 @@ def say_json(value: Any) -> None:
 
 
 def console() -> Console:
-    return Console(file=sys.stdout, soft_wrap=not sys.stdout.isatty())
+    # Into a file or a pipe nothing is cut: whoever reads it has no width.
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else 240)
 
 
 def plain(text: object) -> Text:
@@ -115,7 +99,12 @@ def plain(text: object) -> Text:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
     made = Table(title=title, title_justify="left", box=box.SIMPLE)
     for column in columns:
-        made.add_column(_HEADINGS.get(column, column), overflow="fold", justify="right" if column in SHOWN_STATES else "left")
+        made.add_column(
+            _HEADINGS.get(column, column),
+            overflow="fold",
+            no_wrap=column in SHOWN_STATES,
+            justify="right" if column in SHOWN_STATES else "left",
+        )
     for row in rows:
         made.add_row(*(plain("" if cell is None else cell) for cell in row))
     return made
