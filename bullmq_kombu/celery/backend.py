@@ -139,12 +139,12 @@ class Backend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def _store_result(self, task_id: Any, result: Any, state: str, traceback: Any = None, request: Any = None, **kwargs: Any) -> Any:
         task_id = bytes_to_str(task_id)
+        if state not in states.ALL_STATES and request is not None and getattr(request, "id", None) == task_id:
+            self._show_progress(result)
         meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
         meta["task_id"] = task_id
         expires = self.failure_expires if state == states.FAILURE else self.expires
         self.ensure(self.results.record, (task_id, state, self.encode(meta), _ms(expires)))
-        if state not in states.ALL_STATES and request is not None and getattr(request, "id", None) == task_id:
-            self._show_progress(result)
         return result
 
     def _show_progress(self, value: Any) -> None:

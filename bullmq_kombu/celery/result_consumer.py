@@ -54,7 +54,7 @@ class ResultConsumer(BaseResultConsumer):
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
         self._waits = False
-        self._waker = Waker()
+        self._waker: Waker | None = None
         #: Tasks waited for, and of each what was last heard, so that nothing is told twice.
         self._watched: dict[str, Any] = {}
         self._channels: Wire | None = None
@@ -101,7 +101,8 @@ class ResultConsumer(BaseResultConsumer):
                 self._subscribe()
             except self._connection_errors:
                 self._drop()
-        self._waker.wake()
+            if self._waker is not None:
+                self._waker.wake()
 
     def cancel_for(self, task_id: str) -> None:
         # Also called when a result is garbage collected, anywhere, even while this thread holds the lock: so nothing is sent. The channel
@@ -173,6 +174,7 @@ class ResultConsumer(BaseResultConsumer):
                 with self._lock:
                     self._waits = False
                     self._news.notify_all()
+                    self._leave_channels()
 
     def _tell(self, heard: list[Heard]) -> None:
         """Outside the lock: what is told may have callbacks that wait for other results. One that cannot be read keeps none back."""
@@ -193,6 +195,9 @@ class ResultConsumer(BaseResultConsumer):
     def _listen(self, until: float) -> list[Heard]:
         while True:
             with self._lock:
+                waker = self._waker
+                if waker is None:
+                    waker = self._waker = Waker()
                 self._subscribe()
                 heard = self._read_channels()
                 now = time.monotonic()
@@ -202,15 +207,15 @@ class ResultConsumer(BaseResultConsumer):
                         heard = self._look(now)
                 if heard or now >= until:
                     return heard
-                descriptors = [self._waker.fileno()]
+                descriptors = [waker.fileno()]
                 for wire in (self._channels, self._stream if self._awaited else None):
                     if wire is not None and wire.is_open:
                         descriptors.append(wire.fileno())
             wait = min(until, self._look_at if self._watched and not self._unconfirmed else until) - now
             ready = wait_any(descriptors, max(wait, 0.0))
             with self._lock:
-                if self._waker.fileno() in ready:
-                    self._waker.drain()
+                if waker.fileno() in ready:
+                    waker.drain()
                 if self._awaited and self._stream is not None and self._stream.is_open and self._stream.fileno() in ready:
                     self._read_stream()
 
@@ -237,6 +242,13 @@ class ResultConsumer(BaseResultConsumer):
         if old:
             wire.send("UNSUBSCRIBE", *map(channel, old))
             self._subscribed.difference_update(old)
+
+    def _leave_channels(self) -> None:
+        if self._changed and self._channels is not None and self._channels.is_open:
+            try:
+                self._subscribe()
+            except self._connection_errors:
+                self._drop()
 
     def _read_channels(self) -> list[Heard]:
         heard: list[Heard] = []
