@@ -37,10 +37,13 @@ from bullmq_kombu.keys import KombuKeys, queue_base
 from bullmq_kombu.leases import Leases
 from bullmq_kombu.options import REMOVE_ON_COMPLETE, REMOVE_ON_FAIL, Options
 from bullmq_kombu.qos import QoS
+from bullmq_kombu.schedulers import next_iteration
 from bullmq_kombu.transient import Pushed, TransientQueues
 
 logger = logging.getLogger(__name__)
 
+#: How long it is known which job a task is, where the two have different ids, ms: as long as failed jobs are kept.
+ALIAS_KEPT_MS = 7 * 24 * 3_600_000
 #: Name space of generated job ids.
 _GENERATED = uuid.UUID("6f0b1c52-9d1e-4f5e-8f43-0b6c4b9c2f6d")
 
@@ -209,6 +212,10 @@ class Channel(virtual.Channel):
             job_id = _id_from(str(outgoing.task_id), now, attempt)
         if isinstance(answer, int):
             raise job_error(answer, "addJob", job_id, parent=str(more.get("parentKey")))
+        if outgoing.task_id is not None and answer != outgoing.task_id:
+            # For whoever waits for the task and knows nothing of its job.
+            queue = base[len(self.options.prefix) + 1 : -1]
+            self.server.call("SET", self.keys.job(outgoing.task_id), f"{queue}:{answer}", "PX", ALIAS_KEPT_MS)
 
     def _carry_on(self, outgoing: Outgoing, now: int) -> bool:
         """The running task publishes under its own id (retry, replace): its job goes on. False where the job is no longer its own."""
@@ -312,6 +319,8 @@ class Channel(virtual.Channel):
                 return True
 
     def _payload_of(self, queue: str, delivery: Delivery) -> dict[str, Any] | None:
+        if "rjk" in delivery.fields:
+            self._schedule_next(delivery)
         deferred = delivery.fields.get("defa")
         if deferred is not None:
             delivery.fail(deferred, f"UnrecoverableError: {deferred}", final=True)
@@ -328,6 +337,16 @@ class Channel(virtual.Channel):
         if queue in self.intake.no_ack:
             delivery.complete()
         return payload
+
+    def _schedule_next(self, delivery: Delivery) -> None:
+        """A scheduler's job that was taken makes the next one before it runs."""
+        try:
+            next_iteration(self.server, delivery.base, delivery.id, delivery.fields, now_ms())
+        except BadInput as error:
+            logger.error("the schedule of job %s of %s ends with it: %s", delivery.id, delivery.base.rstrip(":"), error)
+        except BaseException:
+            delivery.release()  # whoever takes it next makes the next one
+            raise
 
     def _opened(self, pushed: Pushed) -> dict[str, Any]:
         payload: dict[str, Any] = kombu_loads(pushed.payload)

@@ -21,6 +21,7 @@ What Kombu needs besides queues lives where no queue can be, behind an empty que
     versions           hash     exchange -> how often its bindings have changed
     <db>:fanout:<exchange>/<routing key>   PUB/SUB channel
     queues             set      the BullMQ queues that Celery has declared: where the job of a task id may be
+    job:<task id>      string   queue:job id of a task whose job has another id; expires
     result:<task id>   hash     status and meta as a Celery worker stored them; expires. Also the PUB/SUB channel where that is told
     group:<group id>   string   a saved group; expires
     chord:<group id>   hash     size, parts and claim of a chord; expires
@@ -52,6 +53,9 @@ class KombuKeys:
         self.versions = f"{self.base}versions"
         self.queues = f"{self.base}queues"
         self._fanout = f"{self.base}{db}:fanout:"
+
+    def job(self, task_id: str) -> str:
+        return f"{self.base}job:{task_id}"
 
     def messages(self, queue: str) -> str:
         return f"{self.base}messages:{queue}"

@@ -2,7 +2,7 @@
 look_up: what is known of tasks: what `record` stored, and the job of that id in one of the queues that Celery knows.
 KEYS: "prefix::kombu:"
 ARGV: 1 "1" to tell also where the event streams of the unfinished end, then for each task: task id, job id ('' for a task
-  that can have none), the queue it was last seen in ('' for unknown, ':' before it where it can be in no other)
+  id that is no job's), the queue it was last seen in ('' for unknown, ':' before it where it can be in no other)
 Returns: {tasks, ends}. tasks: for each status, what was stored ('' and '' for nothing), then, where that is not final and there
   is a job: queue, state (completed, failed, active or waiting), and of its hash name, data, returnvalue, failedReason,
   stacktrace, atm, progress, pb, finishedOn. ends: queue, id of the last event, and so on: waiting for events after those
@@ -37,14 +37,17 @@ local function job_in(queue, id)
   return { queue, state, unpack(fields, 1, 9) }
 end
 
--- The job and the queues where it may yet come.
+-- The job, or nil and the queues where it may yet come.
 local function find(id, hint)
+  local found
   if string.sub(hint, 1, 1) == ':' then
     local queue = string.sub(hint, 2)
     return job_in(queue, id), { queue }
   end
-  local found = hint ~= '' and job_in(hint, id) or nil
-  if not found then
+  if hint ~= '' then
+    found = job_in(hint, id)
+  end
+  if not found and id ~= '' then
     for _, queue in ipairs(known_queues()) do
       found = job_in(queue, id)
       if found then
@@ -55,12 +58,19 @@ local function find(id, hint)
   return found, found and {} or known_queues()
 end
 
+-- The same for a task whose job has another id.
+local function find_by_alias(task)
+  local queue, id = string.match(redis.call('GET', base .. 'job:' .. task) or '', '^([^:]+):(.+)$')
+  return queue and job_in(queue, id)
+end
+
 local tasks, watched = {}, {}
 for at = 2, #ARGV, 3 do
   local stored = redis.call('HMGET', base .. 'result:' .. ARGV[at], 'status', 'meta')
   local about = { stored[1] or '', stored[2] or '' }
-  if not FINAL[stored[1]] and ARGV[at + 1] ~= '' then
+  if not FINAL[stored[1]] then
     local found, possible = find(ARGV[at + 1], ARGV[at + 2])
+    found = found or find_by_alias(ARGV[at])
     if found then
       for place = 1, 11 do
         about[place + 2] = found[place]
