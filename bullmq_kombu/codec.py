@@ -5,8 +5,10 @@ What a Node processor reads is in `name` and `data`; what Celery needs besides i
     k   shape of `data`: absent for keyword arguments, "a" for {"args", "kwargs"}, "b" for {"body", "contentType", "contentEncoding"},
         "m" for the JSON body of a message without a task
     i   the task id, where it is not the job id
-    h   headers that differ from those every Celery message has (HEADERS), and "-": those of HEADERS the message does not have
+    h   headers that differ from those every Celery message has (HEADERS)
+    -   those of HEADERS that the message does not have
     p   properties other than the ones a transport sets
+    x   exchange and routing key, where there is an exchange
     e   embed: callbacks, errbacks, chain, chord, where any is set
     c   content type, encoding, where they are not the usual ones of the shape
     t   whether the body was text, where that is not the usual: 0 for JSON as bytes, 1 for the text in {"body", …}
@@ -124,10 +126,14 @@ def job_of(message: Mapping[str, Any], now: int, options: JobOptions | None, mak
             celery["c"] = [kind, encoding]
         if not isinstance(body, str):
             celery["t"] = 0
-    _keep_headers(headers, task_id, celery)
+    delay = options.delay
+    if task is not None:
+        _keep_headers(headers, task_id, celery)
+        # BullMQ counts a delay from the job's timestamp.
+        delay = delay or _delay_of(headers.get("eta"), now if options.timestamp is None else options.timestamp)
+    elif headers:
+        celery["h"] = dict(headers)
     _keep_properties(properties, task_id, celery)
-    # BullMQ counts a delay from the job's timestamp.
-    delay = options.delay or _delay_of(headers.get("eta"), now if options.timestamp is None else options.timestamp)
     return Outgoing(name, data, celery, options, task_id, delay, options.priority or priority_of(properties))
 
 
@@ -216,7 +222,7 @@ def _keep_headers(headers: Mapping[str, Any], task_id: Any, celery: dict[str, An
         if "root_id" not in headers:
             missing.append("root_id")
         if missing:
-            kept["-"] = missing
+            celery["-"] = missing
     if kept:
         celery["h"] = kept
 
@@ -229,7 +235,7 @@ def _keep_properties(properties: Mapping[str, Any], task_id: Any, celery: dict[s
         kept["delivery_mode"] = properties["delivery_mode"]
     info = properties.get("delivery_info") or {}
     if info.get("exchange"):
-        kept["exchange"], kept["routing_key"] = info["exchange"], info.get("routing_key")
+        celery["x"] = [info["exchange"], info.get("routing_key")]
     if kept:
         celery["p"] = kept
 
@@ -284,8 +290,9 @@ def message_of(
         raise
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise NotAJob(f"ValueError: the field 'celery' of this job is damaged: {error}") from None
-    if now is not None and message["headers"].get("eta") is not None and _is_to_come(message["headers"]["eta"], now):
-        message["headers"]["eta"] = None
+    headers = message["headers"]
+    if now is not None and headers.get("eta") is not None and "task" in headers and _is_to_come(headers["eta"], now):
+        headers["eta"] = None
     return message
 
 
@@ -317,7 +324,6 @@ def _own(queue: str, job_id: str, fields: Mapping[str, str], celery: dict[str, A
         body, kind, encoding = _open_opaque(data, celery)
     if celery.get("t") == 0:
         body = body.encode()
-    missing = kept.pop("-", ())
     headers: dict[str, Any]
     if fields.get("name") == MESSAGE_NAME and "task" not in kept and shape in ("m", "b") and not celery.get("i"):
         headers = kept
@@ -327,10 +333,10 @@ def _own(queue: str, job_id: str, fields: Mapping[str, str], celery: dict[str, A
         headers = {
             **HEADERS, "timelimit": [None, None], "stamps": {}, "task": fields.get("name"), "id": task_id, "root_id": task_id, **kept,
         }  # fmt: skip
-        for name in missing:
+        for name in celery.get("-") or ():
             headers.pop(name, None)
     properties: dict[str, Any] = dict(celery.get("p") or {})
-    exchange, routing_key = properties.pop("exchange", ""), properties.pop("routing_key", queue)
+    exchange, routing_key = celery.get("x") or ("", queue)
     if task_id is not None:
         properties.setdefault("correlation_id", task_id)
     properties.setdefault("delivery_mode", 2)

@@ -343,6 +343,7 @@ def test_a_priority_that_bullmq_refuses_is_an_error(sent: Any, priority: Any) ->
         {"expiration": 30, "app_id": "me", "unknown_property": {"a": 1}},
         {"exchange": "", "routing_key": "mail"},
         {"argsrepr": "<secret>", "kwargsrepr": "<secret>"},
+        {"headers": {"-": 1, "h": 2, "exchange": 3}},
         {"time_limit": 0, "expires": datetime.datetime(2030, 1, 1, tzinfo=datetime.timezone.utc)},
     ],
     ids=",".join,
@@ -487,7 +488,7 @@ def test_a_body_that_is_no_tasks_comes_back_as_it_was(body: str) -> None:
 
 @pytest.mark.parametrize("body", [{"a": 1}, [1, 2], "text", 5, None, True, {"args": [1]}, "ü😀"])
 def test_kombus_own_messages_are_their_json(published: Any, body: Any) -> None:
-    message = published(body, serializer="json", headers={"h": 1}, correlation_id="c")
+    message = published(body, serializer="json", headers={"h": 1, "id": "x", "lang": "py"}, correlation_id="c")
     job = job_of(message, NOW, None)
 
     assert job.name == "kombu.message"
@@ -656,7 +657,11 @@ messages = st.builds(
     known_headers.filter(lambda headers: headers.get("eta") is None),
     st.dictionaries(names.filter(lambda name: name not in ("task", "id", "compression", "eta")), values, max_size=3),
     st.booleans(),
-    st.dictionaries(st.sampled_from(["reply_to", "app_id", "expiration", "x"]), values.filter(lambda value: value is not None), max_size=3),
+    st.dictionaries(
+        st.sampled_from(["reply_to", "app_id", "expiration", "exchange", "routing_key"]),
+        values.filter(lambda value: value is not None),
+        max_size=3,
+    ),
     st.text(min_size=1, max_size=12),
 )
 
@@ -664,6 +669,18 @@ messages = st.builds(
 @given(messages)
 def test_any_task_message_comes_back(message: dict[str, Any]) -> None:
     assert_same(message, there_and_back(message, "some-job"))
+
+
+@given(
+    values,
+    st.dictionaries(names.filter(lambda name: name not in ("task", "compression")) | st.sampled_from(list(HEADERS)), values, max_size=4),
+)
+def test_any_message_without_a_task_comes_back(body: Any, headers: dict[str, Any]) -> None:
+    message = {
+        "headers": headers, "properties": {"delivery_info": {"exchange": "", "routing_key": "mail"}, "delivery_mode": 2},
+        "body": json.dumps(body), "content-type": "application/json", "content-encoding": "utf-8",
+    }  # fmt: skip
+    assert_same(message, there_and_back(message))
 
 
 @given(st.binary(), st.booleans())
@@ -678,7 +695,7 @@ field_names = st.sampled_from(
     ["name", "data", "opts", "timestamp", "delay", "priority", "celery", "atm", "ats", "stc", "attemptsMade", "parent", "parentKey", "x"]
 )
 json_texts = values.map(json.dumps)
-celery_texts = st.fixed_dictionaries({}, optional={name: values | st.sampled_from(["a", "b", "m"]) for name in "kihpect-"}).map(json.dumps)
+celery_texts = st.fixed_dictionaries({}, optional={name: values | st.sampled_from(["a", "b", "m"]) for name in "kihpectx-"}).map(json.dumps)
 typed = st.dictionaries(st.sampled_from(["__type__", "__value__", "a"]), values, max_size=3).map(json.dumps)
 texts = (
     st.text()

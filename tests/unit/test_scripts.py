@@ -22,7 +22,7 @@ FRAGMENTS = sorted(path.stem for path in LUA.glob("_*.lua"))
 SCRIPTS = scripts.names()
 
 #: What a header may say, in this order; `name: purpose` comes first.
-PARTS = ("Uses", "On demand", "KEYS", "ARGV", "Returns", "Codes", "Events")
+PARTS = ("Uses", "Rare", "KEYS", "ARGV", "Returns", "Codes", "Events")
 
 
 class Contract(NamedTuple):
@@ -42,8 +42,8 @@ def contract(name: str) -> Contract:
         part = re.match(rf"({'|'.join(PARTS)}): ?(.*)", line) if number else None
         if part is not None:
             last = part.group(1)
-            assert last == "On demand" or last not in parts, f"{last} twice"
-            parts[last] = f"{parts[last]}\n{part.group(2)}" if last in parts else part.group(2)
+            assert last not in parts, f"{last} twice"
+            parts[last] = part.group(2)
         elif last is None:
             purpose.append(line)
         else:
@@ -117,16 +117,28 @@ def test_the_arguments_that_are_numbered_are_the_ones_used(name: str) -> None:
 def test_every_fragment_it_uses_exists_and_comes_after_those_it_needs(name: str) -> None:
     parts = contract(name).parts
     uses = parts.get("Uses", "").split()
-    rare = re.findall(r"^(\w+) from (\w+)$", parts.get("On demand", ""), re.MULTILINE)
 
-    assert set(uses) | {where for _, where in rare} <= set(FRAGMENTS)
-    assert parts.get("On demand", "").count(" from ") == len(rare)
+    assert set(uses) <= set(FRAGMENTS)
     for place, used in enumerate(uses):
-        missing = set(needs(used)) - set(uses[:place]) - {where for _, where in rare}
+        missing = set(needs(used)) - set(uses[:place])
         assert not missing, f"{used} needs {missing} before it"
-    for function, where in rare:
-        assert f"local function {function}(" in fragment(where)
-        assert set(needs(where)) <= set(uses)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_rare_functions_wait_for_their_first_call(name: str) -> None:
+    text = scripts.load(name).text
+
+    for rare in contract(name).parts.get("Rare", "").split():
+        assert len(re.findall(rf"^local {rare} = function\(\.\.\.\)$", text, re.MULTILINE)) == 1, rare
+        assert f"\nreturn {rare}(...)\nend\n" in text, rare
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_defines_only_what_it_uses(name: str) -> None:
+    text = code(scripts.load(name).text)
+
+    for defined in re.findall(r"^local function (\w+)\(", text, re.MULTILINE):
+        assert len(re.findall(rf"\b{defined}\b", text)) > 1, defined
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -164,7 +176,7 @@ def test_every_fragment_says_what_it_is_and_is_used() -> None:
     used = set()
     for name in SCRIPTS:
         parts = contract(name).parts
-        used |= {*parts.get("Uses", "").split(), *re.findall(r" from (\w+)", parts.get("On demand", ""))}
+        used |= set(parts.get("Uses", "").split())
     assert used == set(FRAGMENTS)
     for name in FRAGMENTS:
         assert fragment(name).startswith("-- Fragment: ")
@@ -183,9 +195,7 @@ def test_scripts_are_loaded_whole_from_where_they_are_installed() -> None:
     for name in SCRIPTS:
         script = scripts.load(name)
         assert re.fullmatch("[0-9a-f]{40}", script.sha)
-        assert contract(name).body in script.text
-        for used in contract(name).parts.get("Uses", "").split():
-            assert fragment(used) in script.text
+        assert f"{name}: {contract(name).purpose[:20]}" in script.text
 
 
 def test_the_wheel_takes_every_script_along() -> None:
@@ -197,8 +207,8 @@ def test_the_wheel_takes_every_script_along() -> None:
     assert not [path for path in LUA.iterdir() if path.suffix != ".lua"]
 
 
-def test_compose_writes_what_the_server_gets(tmp_path: Path) -> None:
-    scripts.compose(tmp_path / "scripts")
+def test_what_the_server_gets_can_be_written_down(tmp_path: Path) -> None:
+    scripts.write_all(tmp_path / "scripts")
 
     assert {path.stem for path in (tmp_path / "scripts").iterdir()} == set(SCRIPTS)
     assert (tmp_path / "scripts" / "take.lua").read_text(encoding="utf-8") == scripts.load("take").text
