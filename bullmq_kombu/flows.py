@@ -61,12 +61,6 @@ class _Plan:
     is_task: bool
     children: list[_Plan] = field(default_factory=list)
 
-    def walk(self, parent: _Plan | None = None) -> Iterator[tuple[_Plan, _Plan | None]]:
-        """All jobs, parents before their children, each with its parent."""
-        yield self, parent
-        for child in self.children:
-            yield from child.walk(self)
-
 
 class FlowProducer:
     """Adds flows. `connection` is a `bullmq://` URL, a kombu.Connection, a Celery app or a `connection.Server`.
@@ -106,7 +100,7 @@ class FlowProducer:
             return []
         now = self.clock()
         for _ in range(3):
-            laid = [_lay(plan, parent, now) for root in plans for plan, parent in root.walk()]
+            laid = [_lay(plan, parent, now) for plan, parent in _by_level(plans)]
             answers = scripts.add(self.server, [job for _, job in laid], now)
             for (plan, _), answer in zip(laid, answers, strict=True):
                 if answer == 0:
@@ -116,7 +110,7 @@ class FlowProducer:
         for (_, job), answer in zip(laid, answers, strict=True):
             if isinstance(answer, int):
                 raise job_error(answer, "addFlow", job.id, parent=str(json.loads(job.more).get("parentKey")))
-        stored = iter(laid)
+        stored = {id(plan): job for plan, job in laid}
         return [_told(plan, stored) for plan in plans]
 
     def _plan(self, node: Any, defaults: Mapping[str, Mapping[str, Any]], *, is_root: bool) -> _Plan:
@@ -205,6 +199,14 @@ def _defaults_of(opts: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: one.get("defaultJobOptions") or one.get("default_job_options") or {} for name, one in per_queue.items()}
 
 
+def _by_level(plans: Iterable[_Plan]) -> Iterator[tuple[_Plan, _Plan | None]]:
+    """All jobs with their parents, in the order in which Node adds them: all roots, then all their children, and so on."""
+    level: list[tuple[_Plan, _Plan | None]] = [(plan, None) for plan in plans]
+    while level:
+        yield from level
+        level = [(child, plan) for plan, _ in level for child in plan.children]
+
+
 def _lay(plan: _Plan, parent: _Plan | None, now: int) -> tuple[_Plan, scripts.NewJob]:
     """The job as the script gets it."""
     options = plan.options
@@ -222,8 +224,8 @@ def _lay(plan: _Plan, parent: _Plan | None, now: int) -> tuple[_Plan, scripts.Ne
     )  # fmt: skip
 
 
-def _told(plan: _Plan, stored: Iterator[tuple[_Plan, scripts.NewJob]]) -> JobNode:
-    _, new = next(stored)
+def _told(plan: _Plan, stored: Mapping[int, scripts.NewJob]) -> JobNode:
+    new = stored[id(plan)]
     more = json.loads(new.more)
     fields = {
         "name": new.name, "data": new.data, "opts": new.opts, "timestamp": str(new.timestamp), "delay": str(new.delay),

@@ -184,3 +184,12 @@ def test_waiting_for_a_child_that_has_failed(both: Comparison) -> None:
     # the next attempt is not made: the failed child decides
     do(both, PARENTS, "fail", "p", "t:1", "whatever")
     both.compare()
+
+
+def test_jobs_of_one_queue_stand_in_the_order_of_their_level(both: Comparison) -> None:
+    queue = both.queue
+    flow = child(
+        "r", queue, child("a", queue, child("a1", queue, child("a11", queue)), child("a2", queue)), child("b", queue, child("b1", queue))
+    )
+    both.do("add_flow", flow)
+    both.compare()

@@ -75,6 +75,7 @@ class Sequence(RuleBasedStateMachine):
         self.ids: list[str] = []
         self.held: list[tuple[str, str]] = []
         self.tokens = 0
+        self.flows = 0
         self.paused = False
 
     def _done(self) -> None:
@@ -144,6 +145,25 @@ class Sequence(RuleBasedStateMachine):
             return  # full keys are split at their last colon, on both sides alike, and then name another job
         self._know(self.both.do("add", "child", {}, {**opts, **policy, "parent": {"id": parent_id, "queue": f"bull:{self.both.queue}"}}))
         self._done()
+
+    @rule(families=st.lists(st.tuples(job_options(), policies, st.booleans()), min_size=1, max_size=3), opts=job_options())
+    def add_flow(self, families: list[tuple[dict[str, Any], dict[str, bool], bool]], opts: dict[str, Any]) -> None:
+        """A parent with children; some of them have a child of their own."""
+        self.flows += 1
+        parent = f"f{self.flows}"
+        children = []
+        for number, (child_opts, policy, has_child) in enumerate(families):
+            child_id = f"{parent}-{number}"
+            child = self._node(child_id, {**child_opts, **policy})
+            if has_child:
+                child["children"] = [self._node(f"{child_id}-0", policy)]
+            children.append(child)
+        self._know(self.both.do("add_flow", {**self._node(parent, opts), "children": children}))
+        self._done()
+
+    def _node(self, job_id: str, opts: dict[str, Any]) -> dict[str, Any]:
+        kept = {name: value for name, value in opts.items() if name not in ("deduplication", "jobId")}
+        return {"name": "f", "queueName": self.both.queue, "data": {}, "opts": {**kept, "jobId": job_id}}
 
     def _knows_other_parent(self, job_id: str | None, parent_id: str) -> bool:
         # BullMQ 5 refuses a new parent also when the old one is gone; 6 and we do not.
@@ -220,6 +240,16 @@ class Sequence(RuleBasedStateMachine):
             self.both.do("extend", job_id, token)
         else:
             self.both.do("complete", job_id, "nobody's", 1)
+        self._done()
+
+    @precondition(lambda self: self.held)
+    @rule(place=pick)
+    def wait_children(self, place: int) -> None:
+        job_id, token = self._held(place)
+        before = self._field(job_id, "name"), self.both.our_client.zscore(f"{self.base}waiting-children", job_id)
+        self.both.do("wait_children", job_id, token)
+        if before[1] is None and self.both.our_client.zscore(f"{self.base}waiting-children", job_id) is not None:
+            self.held.remove((job_id, token))
         self._done()
 
     @precondition(lambda self: self.held)
