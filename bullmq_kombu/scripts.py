@@ -1,12 +1,10 @@
 """One typed method for each Lua file: order of arguments, packing, decoding. Knows nothing of what the scripts are used for.
 
-A script file names the fragments it needs in its header (`Uses: _queue _take`); they are put before it.
 `python -m bullmq_kombu.scripts --compose DIR` writes the scripts as the server gets them, for luacheck.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -16,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from redis.exceptions import NoScriptError
+
+from bullmq_kombu.composing import compose
 
 #: How many deliveries or jobs go into one call: a script of a few milliseconds at most, since the server does nothing else meanwhile.
 BATCH = 500
@@ -112,16 +112,8 @@ def _text(name: str) -> str:
 
 @cache
 def load(name: str) -> Script:
-    """The script `name`.lua with its fragments before it."""
-    body = _text(name)
-    parts = []
-    for rare, fragment in re.findall(r"^On demand: (\w+) from (\w+)$", body, re.MULTILINE):
-        # A call defines every function before it runs; those of a rare case are defined when it comes.
-        parts.append(f"local function {rare}(...)\n{_text(fragment)}\nreturn {rare}(...)\nend")
-    uses = re.search(r"^Uses: (.+)$", body, re.MULTILINE)
-    used = uses.group(1).split() if uses else []
-    # What is defined on demand stands after the fragments it needs and before the one that calls it, the last.
-    text = "\n".join([*(_text(part) for part in used[:-1]), *parts, *(_text(part) for part in used[-1:]), body])
+    """The script `name`.lua with what it uses of its fragments before it (composing.py)."""
+    text = compose(_text(name), _text)
     return Script(name, text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
@@ -270,6 +262,26 @@ def wait_children(server: Server, base: str, job_id: str, token: str, now: int) 
     return code
 
 
+def upsert_scheduler(
+    server: Server, base: str, scheduler_id: str, now: int, due: int | str, rule: str, data: str, template: str, opts: str
+) -> tuple[str, int] | int:
+    """Makes or changes a scheduler; texts are JSON, `due` is '' with `every`. (id of the next iteration, its delay in ms), or a code."""
+    answer = run(server, "upsert_scheduler", (base,), (now, scheduler_id, due, rule, data, template, opts))
+    return answer if isinstance(answer, int) else (answer[0], int(answer[1]))
+
+
+def next_iteration(server: Server, base: str, scheduler_id: str, producer_id: str, now: int, due: int | str, opts: str) -> str:
+    """The job that was taken makes the next one of its scheduler. Its id, or ''."""
+    made: str = run(server, "next_iteration", (base,), (now, scheduler_id, producer_id, due, opts))
+    return made
+
+
+def remove_scheduler(server: Server, base: str, scheduler_id: str) -> int:
+    """1, or 0 where there was none."""
+    removed: int = run(server, "remove_scheduler", (base,), (scheduler_id,))
+    return removed
+
+
 def update_progress(server: Server, base: str, job_id: str, progress: str) -> int:
     """`progress` is JSON. 0, or -1 where there is no such job."""
     code: int = run(server, "update_progress", (base,), (job_id, progress))
@@ -288,7 +300,7 @@ def update_data(server: Server, base: str, job_id: str, data: str) -> int:
     return code
 
 
-def compose(directory: Path) -> None:
+def write_all(directory: Path) -> None:
     """Writes every script as the server gets it."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in names():
@@ -296,4 +308,4 @@ def compose(directory: Path) -> None:
 
 
 if __name__ == "__main__":
-    compose(Path(sys.argv[sys.argv.index("--compose") + 1]))
+    write_all(Path(sys.argv[sys.argv.index("--compose") + 1]))

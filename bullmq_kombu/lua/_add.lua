@@ -5,10 +5,12 @@
 
 local function store(q, id, job)
   local key, more = q.base .. id, job.more
-  call('HSET', key, 'name', job.name, 'data', job.data, 'opts', job.opts, 'timestamp', job.timestamp,
-    'delay', job.delay, 'priority', job.priority)
   if job.celery ~= '' then
-    call('HSET', key, 'celery', job.celery)
+    call('HSET', key, 'name', job.name, 'data', job.data, 'opts', job.opts, 'timestamp', job.timestamp,
+      'delay', job.delay, 'priority', job.priority, 'celery', job.celery)
+  else
+    call('HSET', key, 'name', job.name, 'data', job.data, 'opts', job.opts, 'timestamp', job.timestamp,
+      'delay', job.delay, 'priority', job.priority)
   end
   if more.parentKey then
     call('HSET', key, 'parentKey', more.parentKey, 'parent', more.parent)
@@ -22,16 +24,19 @@ local function store(q, id, job)
   emit(q, 'added', 'jobId', id, 'name', job.name)
 end
 
+local function place_delayed(q, id, due)
+  hold_until(q, id, due)
+  emit_trimming(q, 'delayed', 'jobId', id, 'delay', due)
+  wake_when_due(q)
+end
+
 local function place(q, id, job)
   local delay, priority = tonumber(job.delay), tonumber(job.priority)
   if job.more.children then
     call('ZADD', q.base .. 'waiting-children', job.timestamp, id)
     emit_trimming(q, 'waiting-children', 'jobId', id)
   elseif delay > 0 then
-    local due = tonumber(job.timestamp) + delay
-    hold_until(q, id, due)
-    emit_trimming(q, 'delayed', 'jobId', id, 'delay', due)
-    wake_when_due(q)
+    place_delayed(q, id, tonumber(job.timestamp) + delay)
   else
     line_up(q, id, priority, job.more.lifo)
     wake(q)
@@ -152,10 +157,27 @@ end
 
 -- Whether the job at `key` was made of this very message, published again because the answer to the first time was lost.
 -- `carried`: by the job's own task, which keeps the timestamp.
-local function is_same(key, job)
+local function is_same_message(key, job)
   local found = call('HMGET', key, 'name', 'data', 'celery', 'timestamp')
   return found[1] == job.name and found[2] == job.data and (found[3] or '') == job.celery
     and (found[4] == job.timestamp or job.more.carried)
+end
+
+-- The id is taken by another job. Returns the answer, or nil where `id` is free now.
+local function meet_existing(q, id, job, now)
+  if not job.more.unique then
+    return join_existing(q, id, job, now)
+  elseif is_same_message(q.base .. id, job) then
+    return id
+  end
+  local was = call('ZREM', q.base .. 'completed', id) == 1 and 'completed'
+    or call('ZREM', q.base .. 'failed', id) == 1 and 'failed'
+  if not was then
+    return 0
+  end
+  forget_jobs(q, { id })
+  emit_trimming(q, 'removed', 'jobId', id, 'prev', was)
+  return nil
 end
 
 -- Adds one job. Answers its id (or that of the job which stands for it), -5 or -7 (BullMQ's codes), or 0 where
@@ -170,18 +192,10 @@ local function add(q, job, now)
   if id == '' then
     id = tostring(number)
   elseif call('EXISTS', q.base .. id) == 1 then
-    if not more.unique then
-      return join_existing(q, id, job, now)
-    elseif is_same(q.base .. id, job) then
-      return id
+    local standing = meet_existing(q, id, job, now)
+    if standing then
+      return standing
     end
-    local was = call('ZREM', q.base .. 'completed', id) == 1 and 'completed'
-      or call('ZREM', q.base .. 'failed', id) == 1 and 'failed'
-    if not was then
-      return 0
-    end
-    forget_jobs(q, { id })
-    emit_trimming(q, 'removed', 'jobId', id, 'prev', was)
   end
   if more.de then
     local standing = deduplicate(q, id, job)

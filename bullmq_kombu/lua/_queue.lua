@@ -111,12 +111,7 @@ local function priority_of(q, id)
   return tonumber(call('HGET', q.base .. id, 'priority') or 0) or 0
 end
 
--- Moves the jobs that are due to where workers take them from; at most a thousand a call.
-local function promote_due(q, now)
-  local due = call('ZRANGEBYSCORE', q.base .. 'delayed', 0, (now + 1) * PER_MS - 1, 'LIMIT', 0, 1000)
-  if #due == 0 then
-    return
-  end
+local function promote(q, due)
   call('ZREM', q.base .. 'delayed', unpack(due))
   for _, id in ipairs(due) do
     line_up(q, id, priority_of(q, id), false)
@@ -126,4 +121,12 @@ local function promote_due(q, now)
     end
   end
   wake(q)
+end
+
+-- Moves the jobs that are due to where workers take them from; at most a thousand a call.
+local function promote_due(q, now)
+  local due = call('ZRANGEBYSCORE', q.base .. 'delayed', 0, (now + 1) * PER_MS - 1, 'LIMIT', 0, 1000)
+  if #due > 0 then
+    promote(q, due)
+  end
 end

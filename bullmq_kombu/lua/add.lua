@@ -1,11 +1,12 @@
 --[[
 add: stores jobs, all or none of them seen by anybody in between.
 Uses: _queue _parents _add
+Rare: meet_existing deduplicate place_delayed release_parent_if_free refused_flow
 KEYS: one "prefix:queue:" for each queue involved
 ARGV: now in ms, then for each job
   1 number of its queue in KEYS   2 id, '' for the next number   3 name   4 data, JSON   5 opts, JSON
   6 timestamp, ms   7 delay, ms   8 priority   9 the celery field, '' for none
-  10 '' or JSON of what few jobs have:
+  10 '' or `unique`, or JSON of what few jobs have:
      lifo          before the others of the list
      parentKey, parent   full key of the parent, and the JSON kept of it
      rjk           the scheduler that made it
@@ -20,17 +21,18 @@ Codes: -5 parent missing, -7 the job has another living parent, 0 with `unique`:
 Events: added, then waiting, delayed or waiting-children; duplicated, deduplicated, removed
 ]]
 local EACH = 10
+local NO_MORE, UNIQUE = {}, { unique = true }
 local now = tonumber(ARGV[1])
 local opened, answers, parents = {}, {}, {}
 
 local function job_at(at)
-  local number = tonumber(ARGV[at])
+  local number, more = tonumber(ARGV[at]), ARGV[at + 9]
   local q = opened[number] or open_queue(KEYS[number])
   opened[number] = q
   return q, {
     id = ARGV[at + 1], name = ARGV[at + 2], data = ARGV[at + 3], opts = ARGV[at + 4], timestamp = ARGV[at + 5],
     delay = ARGV[at + 6], priority = ARGV[at + 7], celery = ARGV[at + 8],
-    more = ARGV[at + 9] ~= '' and cjson.decode(ARGV[at + 9]) or {},
+    more = more == '' and NO_MORE or more == 'unique' and UNIQUE or cjson.decode(more),
   }
 end
 

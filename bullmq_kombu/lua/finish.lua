@@ -1,7 +1,6 @@
 --[[
 finish: ends many deliveries, each guarded by its own token, then takes the next jobs.
-Uses: _queue _take _parents _finish
-On demand: add_stored from _add
+Uses: _queue _take _parents _add _finish
 KEYS: one "prefix:queue:" for each queue; the first ones are those to take from, in this order
 ARGV: 1 now, ms   2 how many of KEYS to take from   3 wanted, 0 to take none   4 token of the new deliveries   5 lock, ms
   6 worker name, ''   7 limiter max, ''   8 limiter duration in ms, ''   then for each delivery
