@@ -14,7 +14,7 @@ import redis
 
 ALLOWED: Mapping[str, str] = {
     "meta.version": "says which library last opened the queue",
-    "meta.opts.maxLenEvents": "written by whoever needs it first; Node's Queue does so when it is made, ours when it trims. Absent is 10000",
+    "meta.opts.maxLenEvents": "written by whoever needs it first; Node's Queue does so when made, ours when it trims. Absent is 10000",
     "JSON text": "order of keys, blanks and escapes inside a JSON value are the encoder's; the values are compared",
     "opts: {} for []": "Node's options go through Redis' JSON encoder, which knows no empty list",
     "stream ids": "Redis makes them from its own clock",

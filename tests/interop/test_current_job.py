@@ -53,7 +53,8 @@ def test_a_task_knows_its_job(node: Node, queue_name: str, serve: Serve) -> None
     assert (told["attempts_made"], told["attempts_started"]) == (0, 1)
     assert (told["deduplication_id"], told["parent"], told["parent_key"], told["repeat_job_key"]) == ("only", None, None, None)
     assert told["data"] == {"a": [1]}
-    assert told["token"] and told["token"] == told["lock"]
+    assert told["token"]
+    assert told["token"] == told["lock"]
     assert node.job(queue_name, sent["id"])["processedBy"] == worker.name
 
 
@@ -73,9 +74,7 @@ def test_progress_logs_and_data_reach_node(pool: str, node: Node, queue_name: st
     assert seen == values
 
 
-def test_progress_and_logs_as_node_writes_them(
-    node: Node, queue_name: str, serve: Serve, redis_client: redis.Redis
-) -> None:
+def test_progress_and_logs_as_node_writes_them(node: Node, queue_name: str, serve: Serve, redis_client: redis.Redis) -> None:
     told = {"progress": [1, {"a": "ü"}], "log": ["a", "b", "c"], "updateData": {"x": None}}
     node.call("worker", queue=queue_name, default=told)
     theirs = node.call("add", queue=queue_name, name="theirs", data={}, opts={"keepLogs": 2})["id"]
@@ -147,7 +146,9 @@ def test_a_rate_limited_task_is_put_back_and_the_queue_left_alone(
     pool: str, node: Node, queue_name: str, serve_in: Callable[[str], CeleryWorker]
 ) -> None:
     serve_in(pool)
-    sent = node.call("add", queue=queue_name, name="job.limited", data={"key": f"{queue_name}:limit", "ms": 700}, opts={"attempts": 1})["id"]
+    sent = node.call("add", queue=queue_name, name="job.limited", data={"key": f"{queue_name}:limit", "ms": 700}, opts={"attempts": 1})[
+        "id"
+    ]
     result = finished(node, queue_name, sent)
     assert (result["made"], result["started"]) == (0, 2)
     assert 0.65 < result["waited"] < 2.5

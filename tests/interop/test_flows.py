@@ -74,9 +74,7 @@ def test_node_runs_a_flow_added_here(node: Node, queue_name: str, flows: FlowPro
 
 @pytest.mark.parametrize("parent_side", SIDES)
 @pytest.mark.parametrize("child_side", SIDES)
-def test_a_family_of_both_sides(
-    parent_side: str, child_side: str, node: Node, queue_name: str, flows: FlowProducer, work: Work
-) -> None:
+def test_a_family_of_both_sides(parent_side: str, child_side: str, node: Node, queue_name: str, flows: FlowProducer, work: Work) -> None:
     leaves = f"{queue_name}-leaves"
     work(parent_side, queue_name)
     work(child_side, leaves)
@@ -147,7 +145,9 @@ def test_a_failed_child_retried_from_a_dashboard_releases_its_parent(
     assert finished(node, queue_name, added.job.id)["values"] == {bad.key: {"attempt": 2}}
 
 
-def test_tasks_as_nodes_keep_what_celery_needs(node: Node, queue_name: str, flows: FlowProducer, serve: Serve, redis_client: redis.Redis) -> None:
+def test_tasks_as_nodes_keep_what_celery_needs(
+    node: Node, queue_name: str, flows: FlowProducer, serve: Serve, redis_client: redis.Redis
+) -> None:
     leaves = f"{queue_name}-leaves"
     serve(queue_name)
     link = f"{queue_name}:linked"
@@ -177,10 +177,14 @@ def test_a_task_under_an_id_that_is_taken_gets_another(node: Node, queue_name: s
 
 def test_a_message_can_be_a_child(node: Node, queue_name: str, serve: Serve, celery_app: Celery) -> None:
     parents = f"{queue_name}-parents"
-    made = node.call("flowAdd", flow={"name": "parent", "queueName": parents, "children": [{"name": "value", "queueName": queue_name, "data": [1]}]})
+    made = node.call(
+        "flowAdd", flow={"name": "parent", "queueName": parents, "children": [{"name": "value", "queueName": queue_name, "data": [1]}]}
+    )
     parent = made["job"]["id"]
     sent = fail.apply_async(
-        kwargs={"message": "late"}, queue=queue_name, bullmq={"parent": {"id": parent, "queue": f"bull:{parents}"}, "failParentOnFailure": True}
+        kwargs={"message": "late"},
+        queue=queue_name,
+        bullmq={"parent": {"id": parent, "queue": f"bull:{parents}"}, "failParentOnFailure": True},
     )
     serve(queue_name)
     node.call("worker", queue=parents)
@@ -193,7 +197,8 @@ def test_reading_a_flow(adder: str, node: Node, queue_name: str, flows: FlowProd
     leaves = f"{queue_name}-leaves"
     flow = {
         "name": "root", "queueName": queue_name, "children": [
-            {"name": f"child{n}", "queueName": leaves, "children": [{"name": "leaf", "queueName": leaves, "prefix": "other"}]} for n in range(3)
+            {"name": f"child{n}", "queueName": leaves, "children": [{"name": "leaf", "queueName": leaves, "prefix": "other"}]}
+            for n in range(3)
         ],
     }  # fmt: skip
     root = node.call("flowAdd", flow=flow)["job"]["id"] if adder == "node" else flows.add(flow).job.id
@@ -230,15 +235,24 @@ def test_defaults_for_the_jobs_of_a_queue(node: Node, queue_name: str, flows: Fl
 
 def test_a_refused_flow_leaves_nothing(node: Node, queue_name: str, flows: FlowProducer, redis_client: redis.Redis) -> None:
     parents = f"{queue_name}-p"
-    flows.add({"name": "p", "queueName": parents, "opts": {"jobId": "first"}, "children": [{"name": "c", "queueName": queue_name, "opts": {"jobId": "taken"}}]})
-    before = {key for key in redis_client.keys(f"*{queue_name}*")}
+    flows.add(
+        {
+            "name": "p",
+            "queueName": parents,
+            "opts": {"jobId": "first"},
+            "children": [{"name": "c", "queueName": queue_name, "opts": {"jobId": "taken"}}],
+        }
+    )
+    before = set(redis_client.keys(f"*{queue_name}*"))
     wait = redis_client.lrange(f"bull:{queue_name}:wait", 0, -1)
     child = {"name": "c", "queueName": queue_name}
     with pytest.raises(ParentConflict):
         flows.add({"name": "p", "queueName": parents, "children": [child, {**child, "opts": {"jobId": "taken"}}, child]})
     with pytest.raises(ParentMissing):
-        flows.add({"name": "p", "queueName": parents, "opts": {"parent": {"id": "nobody", "queue": f"bull:{parents}"}}, "children": [child]})
-    assert {key for key in redis_client.keys(f"*{queue_name}*")} == before
+        flows.add(
+            {"name": "p", "queueName": parents, "opts": {"parent": {"id": "nobody", "queue": f"bull:{parents}"}}, "children": [child]}
+        )
+    assert set(redis_client.keys(f"*{queue_name}*")) == before
     assert redis_client.lrange(f"bull:{queue_name}:wait", 0, -1) == wait
 
 
@@ -253,8 +267,14 @@ def test_a_refused_flow_leaves_nothing(node: Node, queue_name: str, flows: FlowP
         ({"signature": "n"}, "no Celery signature"),
         ({"signature": value.s(1), "queueName": "q"}, "the signature says it"),
         (chain(value.s(1), value.s(2)), "a chain is no single job"),
-        ({"name": "n", "queueName": "q", "opts": {"deduplication": {"id": "d"}}, "children": [{"name": "c", "queueName": "q"}]}, "cannot be deduplicated"),
-        ({"name": "n", "queueName": "q", "children": [{"name": "c", "queueName": "q", "opts": {"deduplication": {"id": "d"}}}]}, "cannot be used together"),
+        (
+            {"name": "n", "queueName": "q", "opts": {"deduplication": {"id": "d"}}, "children": [{"name": "c", "queueName": "q"}]},
+            "cannot be deduplicated",
+        ),
+        (
+            {"name": "n", "queueName": "q", "children": [{"name": "c", "queueName": "q", "opts": {"deduplication": {"id": "d"}}}]},
+            "cannot be used together",
+        ),
     ],
     ids=lambda value: None,
 )  # fmt: skip

@@ -112,7 +112,9 @@ def test_pause_and_resume_from_python(node: Node, queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("order", list(itertools.product(["v5", "v6"], repeat=2)), ids="-".join)
-def test_a_mixed_fleet_loses_nothing_when_python_pauses_and_resumes(node_of: Callable[[str], Node], queue: Queue, order: tuple[str, str]) -> None:
+def test_a_mixed_fleet_loses_nothing_when_python_pauses_and_resumes(
+    node_of: Callable[[str], Node], queue: Queue, order: tuple[str, str]
+) -> None:
     """Jobs of both majors, added while either or we had paused the queue, all run, in the order each side gave them."""
     for number, name in enumerate(order):
         node_of(name).call("queueCall", queue=queue.name, method="pause")
@@ -157,7 +159,9 @@ def test_workers_of_node_are_listed(node: Node, queue: Queue) -> None:
 
 
 def test_metrics_of_node(node: Node, queue: Queue) -> None:
-    node.call("worker", queue=queue.name, opts={"metrics": {"maxDataPoints": 10}}, behaviours={"bad": {"throw": "x"}}, default={"return": 1})
+    node.call(
+        "worker", queue=queue.name, opts={"metrics": {"maxDataPoints": 10}}, behaviours={"bad": {"throw": "x"}}, default={"return": 1}
+    )
     for name in ("n", "n", "bad"):
         queue.add(name)
     wait_until(lambda: queue.get_job_counts("completed", "failed") == {"completed": 2, "failed": 1}, what="the jobs to end")

@@ -43,7 +43,9 @@ def read_until(events: QueueEvents, name: str) -> list[Event]:
 
 def test_the_same_is_heard_here_as_in_node(node: Node, queue_name: str, events: QueueEvents) -> None:
     node.call("queueEvents", queue=queue_name)
-    node.call("worker", queue=queue_name, default={"progress": [50, {"half": True}], "return": {"n": [1]}}, behaviours={"bad": {"throw": "boom"}})
+    node.call(
+        "worker", queue=queue_name, default={"progress": [50, {"half": True}], "return": {"n": [1]}}, behaviours={"bad": {"throw": "boom"}}
+    )
     node.call("add", queue=queue_name, name="good", data={}, opts={"delay": 20})
     bad = node.call("add", queue=queue_name, name="bad", data={}, opts={"attempts": 2, "backoff": 5})["id"]
     node.wait_for_state(queue_name, bad, "failed")

@@ -19,12 +19,18 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from servers import Server  # noqa: E402
-
 from upstream.sources import source_of  # noqa: E402
 
 #: Tests of services that are not there (databases, caches) and of Redis' own backend classes say nothing about a broker.
 #: The proxy of the connection recovery test closes a socket that another thread accepts on, and waits for ever where that wakes nobody.
-LEFT_OUT = ("test_connection_recovery.py", "test_backend.py", "test_database_backend.py", "test_cache_backend.py", "test_redis_backend.py", "test_security.py")
+LEFT_OUT = (
+    "test_connection_recovery.py",
+    "test_backend.py",
+    "test_database_backend.py",
+    "test_cache_backend.py",
+    "test_redis_backend.py",
+    "test_security.py",
+)
 
 
 def outcomes(scheme: str, arguments: list[str]) -> dict[str, str]:
@@ -42,7 +48,8 @@ def outcomes(scheme: str, arguments: list[str]) -> dict[str, str]:
         ignored = [f"--ignore=t/integration/{name}" for name in LEFT_OUT]
         subprocess.run(
             [sys.executable, "-m", "pytest", "t/integration", "-q", "-x" if "-x" in arguments else "-ra", f"--junitxml={report}",
-             "-p", "celery.contrib.pytest", "-p", "no:cacheprovider", "-c", os.devnull, "-o", "python_classes=test_*", "--rootdir", scratch, *ignored, *[one for one in arguments if one != "-x"]],
+             "-p", "celery.contrib.pytest", "-p", "no:cacheprovider", "-c", os.devnull, "-o", "python_classes=test_*",
+             "--rootdir", scratch, *ignored, *[one for one in arguments if one != "-x"]],
             cwd=scratch, env=environment, check=False,
         )  # fmt: skip
         found = {}

@@ -32,6 +32,6 @@ def source_of(package: str) -> Path:
             )  # fmt: skip
             archive = next(Path(scratch).glob("*.tar.gz"))
             with tarfile.open(archive) as tar:
-                tar.extractall(scratch, filter="data") if sys.version_info >= (3, 12) else tar.extractall(scratch)  # noqa: S202
+                tar.extractall(scratch, filter="data") if sys.version_info >= (3, 12) else tar.extractall(scratch)
             next(path for path in Path(scratch).iterdir() if path.is_dir()).rename(folder)
     return folder
