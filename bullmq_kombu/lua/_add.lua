@@ -3,8 +3,12 @@
 -- opts are JSON; times are ms; `celery` ('' for none) is kept beside BullMQ's fields; `more` is what few jobs have:
 -- {lifo, parentKey, parent, rjk, de, children, replace, unique, carried}.
 
-local function store(q, id, job)
-  local key, more = q.base .. id, job.more
+-- `more` of a job that has nothing of this, and of one that has only what a task's has.
+local NO_MORE = {}
+local UNIQUE = { unique = true }
+
+local function write(q, id, job)
+  local key = q.base .. id
   if job.celery ~= '' then
     call('HSET', key, 'name', job.name, 'data', job.data, 'opts', job.opts, 'timestamp', job.timestamp,
       'delay', job.delay, 'priority', job.priority, 'celery', job.celery)
@@ -12,6 +16,19 @@ local function store(q, id, job)
     call('HSET', key, 'name', job.name, 'data', job.data, 'opts', job.opts, 'timestamp', job.timestamp,
       'delay', job.delay, 'priority', job.priority)
   end
+  emit(q, 'added', 'jobId', id, 'name', job.name)
+end
+
+-- Where workers take it from.
+local function offer(q, id, job)
+  line_up(q, id, tonumber(job.priority), job.more.lifo)
+  wake(q)
+  emit_trimming(q, 'waiting', 'jobId', id)
+end
+
+local function store(q, id, job)
+  local key, more = q.base .. id, job.more
+  write(q, id, job)
   if more.parentKey then
     call('HSET', key, 'parentKey', more.parentKey, 'parent', more.parent)
   end
@@ -21,26 +38,20 @@ local function store(q, id, job)
   if more.de then
     call('HSET', key, 'deid', more.de.id)
   end
-  emit(q, 'added', 'jobId', id, 'name', job.name)
-end
-
-local function place_delayed(q, id, due)
-  hold_until(q, id, due)
-  emit_trimming(q, 'delayed', 'jobId', id, 'delay', due)
-  wake_when_due(q)
 end
 
 local function place(q, id, job)
-  local delay, priority = tonumber(job.delay), tonumber(job.priority)
+  local delay = tonumber(job.delay)
   if job.more.children then
     call('ZADD', q.base .. 'waiting-children', job.timestamp, id)
     emit_trimming(q, 'waiting-children', 'jobId', id)
   elseif delay > 0 then
-    place_delayed(q, id, tonumber(job.timestamp) + delay)
+    local due = tonumber(job.timestamp) + delay
+    hold_until(q, id, due)
+    emit_trimming(q, 'delayed', 'jobId', id, 'delay', due)
+    wake_when_due(q)
   else
-    line_up(q, id, priority, job.more.lifo)
-    wake(q)
-    emit_trimming(q, 'waiting', 'jobId', id)
+    offer(q, id, job)
   end
   if job.more.parentKey then
     call('SADD', job.more.parentKey .. ':dependencies', q.base .. id)
@@ -180,14 +191,13 @@ local function meet_existing(q, id, job, now)
   return nil
 end
 
--- Adds one job. Answers its id (or that of the job which stands for it), -5 or -7 (BullMQ's codes), or 0 where
--- `more.unique` asks for an id of its own and a job that is not finished has it.
-local function add(q, job, now)
+-- Adds any job; `number` is what was drawn for it, where that has been done. Answers as `add`.
+local function add_unusual(q, job, now, number)
   local more = job.more
   if more.parentKey and call('EXISTS', more.parentKey) == 0 then
     return -5
   end
-  local number = call('INCR', q.base .. 'id')
+  number = number or call('INCR', q.base .. 'id')
   local id = job.id
   if id == '' then
     id = tostring(number)
@@ -205,6 +215,24 @@ local function add(q, job, now)
   end
   store(q, id, job)
   place(q, id, job)
+  return id
+end
+
+-- Adds one job. Answers its id (or that of the job which stands for it), -5 or -7 (BullMQ's codes), or 0 where
+-- `more.unique` asks for an id of its own and a job that is not finished has it.
+local function add(q, job, now)
+  if job.delay ~= '0' or job.more ~= NO_MORE and job.more ~= UNIQUE then
+    return add_unusual(q, job, now)
+  end
+  local number = call('INCR', q.base .. 'id')
+  local id = job.id
+  if id == '' then
+    id = tostring(number)
+  elseif call('EXISTS', q.base .. id) == 1 then
+    return add_unusual(q, job, now, number)
+  end
+  write(q, id, job)
+  offer(q, id, job)
   return id
 end
 

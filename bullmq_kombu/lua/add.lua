@@ -1,7 +1,7 @@
 --[[
 add: stores jobs, all or none of them seen by anybody in between.
 Uses: _queue _parents _add
-Rare: meet_existing deduplicate place_delayed release_parent_if_free refused_flow
+Rare: add_unusual release_parent_if_free refused_flow
 KEYS: one "prefix:queue:" for each queue involved
 ARGV: now in ms, then for each job
   1 number of its queue in KEYS   2 id, '' for the next number   3 name   4 data, JSON   5 opts, JSON
@@ -21,7 +21,6 @@ Codes: -5 parent missing, -7 the job has another living parent, 0 with `unique`:
 Events: added, then waiting, delayed or waiting-children; duplicated, deduplicated, removed
 ]]
 local EACH = 10
-local NO_MORE, UNIQUE = {}, { unique = true }
 local now = tonumber(ARGV[1])
 local opened, answers, parents = {}, {}, {}
 
