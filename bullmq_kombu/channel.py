@@ -37,6 +37,7 @@ from bullmq_kombu.keys import KombuKeys, queue_base
 from bullmq_kombu.leases import Leases
 from bullmq_kombu.options import REMOVE_ON_COMPLETE, REMOVE_ON_FAIL, Options
 from bullmq_kombu.qos import QoS
+from bullmq_kombu.schedulers import next_iteration
 from bullmq_kombu.transient import Pushed, TransientQueues
 
 logger = logging.getLogger(__name__)
@@ -318,6 +319,8 @@ class Channel(virtual.Channel):
                 return True
 
     def _payload_of(self, queue: str, delivery: Delivery) -> dict[str, Any] | None:
+        if "rjk" in delivery.fields:
+            self._schedule_next(delivery)
         deferred = delivery.fields.get("defa")
         if deferred is not None:
             delivery.fail(deferred, f"UnrecoverableError: {deferred}", final=True)
@@ -334,6 +337,16 @@ class Channel(virtual.Channel):
         if queue in self.intake.no_ack:
             delivery.complete()
         return payload
+
+    def _schedule_next(self, delivery: Delivery) -> None:
+        """A scheduler's job that was taken makes the next one before it runs."""
+        try:
+            next_iteration(self.server, delivery.base, delivery.id, delivery.fields, now_ms())
+        except BadInput as error:
+            logger.error("the schedule of job %s of %s ends with it: %s", delivery.id, delivery.base.rstrip(":"), error)
+        except BaseException:
+            delivery.release()  # whoever takes it next makes the next one
+            raise
 
     def _opened(self, pushed: Pushed) -> dict[str, Any]:
         payload: dict[str, Any] = kombu_loads(pushed.payload)

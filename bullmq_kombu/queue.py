@@ -25,6 +25,7 @@ from bullmq_kombu.job_options import JobOptions, check_job_options, check_size, 
 from bullmq_kombu.keys import queue_base
 from bullmq_kombu.options import check_limiter, check_options
 from bullmq_kombu.queue_view import STATES, QueueView, state_keys
+from bullmq_kombu.schedulers import Schedulers
 
 DEFAULT_URL = "bullmq://"
 #: How many ids one look through the key space takes at a time.
@@ -57,7 +58,7 @@ def server_of(connection: Any, prefix: str | None = None) -> tuple[Server, bool]
     return Server(address, check_options(given, address.kind)), True
 
 
-class Queue(QueueView):
+class Queue(QueueView, Schedulers):
     """One queue. `connection` is a `bullmq://` URL, a kombu.Connection or a `connection.Server` (shared, never closed here).
 
     :param prefix: BullMQ's prefix; without it that of the connection's options, `bull` by default.

@@ -19,8 +19,10 @@ from bullmq_kombu.connection import Server
 from bullmq_kombu.delivery import Delivery
 from bullmq_kombu.errors import BullMQError, JobError
 from bullmq_kombu.flows import FlowProducer, JobNode
+from bullmq_kombu.job import Job
 from bullmq_kombu.leases import Leases
 from bullmq_kombu.queue import Queue
+from bullmq_kombu.schedulers import next_iteration
 from bullmq_kombu.scripts import Ending, Taken, Worker
 
 LOCK_MS = 600_000
@@ -121,6 +123,19 @@ class NodeSide:
             return _flow_ids(self.node.call("flowAdd", flow=flow))
         except NodeError as error:
             return Refused(error.code if isinstance(error.code, int) else 0)
+
+    def upsert_scheduler(self, queue: str, scheduler: str, repeat: Mapping[str, Any], template: Mapping[str, Any]) -> Any:
+        """The id of the next iteration, or None."""
+        made = self._queue(queue, "upsertJobScheduler", scheduler, dict(repeat), dict(template))
+        return made["id"] if isinstance(made, dict) else made
+
+    def remove_scheduler(self, queue: str, scheduler: str) -> Any:
+        return self._queue(queue, "removeJobScheduler", scheduler)
+
+    def schedulers(self, queue: str) -> Any:
+        """(id, next, iterations) of each, the first due first."""
+        found = self._queue(queue, "getJobSchedulers", 0, -1, True)
+        return [(one["key"], one["next"], one["iterationCount"]) for one in found]
 
     # -- working
 
@@ -338,6 +353,16 @@ class OurSide:
             return _flow_ids(_as_node(added))
         return refused[0]
 
+    def upsert_scheduler(self, queue: str, scheduler: str, repeat: Mapping[str, Any], template: Mapping[str, Any]) -> Any:
+        made = self._queue(queue, "upsert_job_scheduler", scheduler, repeat, template)
+        return made.id if isinstance(made, Job) else made
+
+    def remove_scheduler(self, queue: str, scheduler: str) -> Any:
+        return self._queue(queue, "remove_job_scheduler", scheduler)
+
+    def schedulers(self, queue: str) -> Any:
+        return [(one.id, one.next, one.iteration_count) for one in self._queue(queue, "get_job_schedulers", asc=True)]
+
     # -- working
 
     def wait_children(self, queue: str, job_id: str, token: str) -> Any:
@@ -351,6 +376,8 @@ class OurSide:
     def _hold(self, queue: str, taken: Sequence[Taken], token: str) -> list[str]:
         for one in taken:
             self._held[queue, one.id] = Delivery(self._leases, one, token, 0.0, lambda delivery: None)
+            if "rjk" in one.fields:
+                next_iteration(self.server, one.base, one.id, one.fields, self.now)
         return [one.id for one in taken]
 
     def take(self, queue: str, token: str, wanted: int = 1) -> Any:
