@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from waiting import wait_until
 
 Serve = Callable[[str], Any]
 
-LATE_MS = 1500
+LATE_MS = 5000
 """By how much a machine under load may be late; BullMQ's own promotion of delayed jobs is exact to the millisecond, machines are not."""
 
 
@@ -26,24 +27,28 @@ def events_of(node: Node, queue: str, job_id: str) -> list[dict[str, Any]]:
     return [event for event in node.call("events", queue=queue) if event["args"].get("jobId") == job_id]
 
 
-def waits_of(node: Node, queue: str, job_id: str) -> list[int]:
-    """Of each `delayed` event: how long the job was to wait from then on, ms (the id of an event begins with its time)."""
-    delayed = [event for event in events_of(node, queue, job_id) if event["event"] == "delayed"]
-    return [event["args"]["delay"] - int(event["id"].split("-")[0]) for event in delayed]
+def at(event: dict[str, Any]) -> int:
+    """When it was, ms: the id of an event begins with its time."""
+    return int(event["id"].split("-")[0])
 
 
-def assert_waits(actual: list[int], wished: list[tuple[float, float]]) -> None:
-    assert len(actual) == len(wished), actual
-    for wait, (low, high) in zip(actual, wished, strict=True):
-        assert low - 100 <= wait <= high + 5, (actual, wished)  # the clock is read before the script is sent
+def assert_waits(node: Node, queue: str, job_id: str, wished: list[tuple[int, int]]) -> None:
+    """Each back-off is within its bounds. The worker reads the clock for it after `active` and before `delayed`."""
+    events = [event for event in events_of(node, queue, job_id) if event["event"] in ("active", "delayed")]
+    active, delayed = events[0:-1:2], events[1::2]
+    assert [event["event"] for event in delayed] == ["delayed"] * len(wished)
+    for before, event, (low, high) in zip(active, delayed, wished, strict=True):
+        due = event["args"]["delay"]
+        assert due - at(before) >= low
+        assert due - at(event) <= high
 
 
-BACKOFFS: dict[str, tuple[Any, list[tuple[float, float]]]] = {
+BACKOFFS: dict[str, tuple[Any, list[tuple[int, int]]]] = {
     "a number": (60, [(60, 60), (60, 60)]),
     "fixed": ({"type": "fixed", "delay": 60}, [(60, 60), (60, 60)]),
     "exponential": ({"type": "exponential", "delay": 60}, [(60, 60), (120, 120)]),
     "fixed with jitter": ({"type": "fixed", "delay": 200, "jitter": 0.5}, [(100, 200), (100, 200)]),
-    "exponential with jitter": ({"type": "exponential", "delay": 150, "jitter": 1}, [(0, 150), (0, 300)]),
+    "exponential with jitter": ({"type": "exponential", "delay": 150, "jitter": 0.9}, [(15, 150), (30, 300)]),
 }
 
 
@@ -63,7 +68,7 @@ def test_a_celery_worker_honours_the_back_off_of_node(node: Node, queue_name: st
         # What the attempts before failed with stays, as it does in Node.
         assert (job["failedReason"], len(job["stacktrace"])) == ("ValueError: not yet 2", 2), case
         wait_until(lambda job_id=job_id: events_of(node, queue_name, job_id)[-1]["event"] == "completed")
-        assert_waits(waits_of(node, queue_name, job_id), BACKOFFS[case][1])
+        assert_waits(node, queue_name, job_id, BACKOFFS[case][1])
 
 
 def test_a_job_waits_as_long_as_its_back_off_says(node: Node, queue_name: str, serve: Serve) -> None:
@@ -73,13 +78,10 @@ def test_a_job_waits_as_long_as_its_back_off_says(node: Node, queue_name: str, s
     job_id = node.call("add", queue=queue_name, name="fail_until", data={"key": f"{queue_name}:n", "times": 2}, opts=opts)["id"]
     finished(node, queue_name, job_id)
     node.wait_for_event(queue_name, "completed", jobId=job_id)
-    at = {
-        name: [int(e["id"].split("-")[0]) for e in events_of(node, queue_name, job_id) if e["event"] == name]
-        for name in ("delayed", "active")
-    }
-    gaps = [active - delayed for delayed, active in zip(at["delayed"], at["active"][1:], strict=True)]
-    assert 195 <= gaps[0] <= 200 + LATE_MS
-    assert 395 <= gaps[1] <= 400 + LATE_MS
+    started = [at(event) for event in events_of(node, queue_name, job_id) if event["event"] == "active"]
+    gaps = [after - before for before, after in pairwise(started)]
+    assert 199 <= gaps[0] <= 200 + LATE_MS  # what is due within the next millisecond is due
+    assert 399 <= gaps[1] <= 400 + LATE_MS
 
 
 def test_attempts_used_up_are_said_in_events(node: Node, queue_name: str, serve: Serve) -> None:
@@ -129,7 +131,7 @@ def test_a_node_worker_honours_the_back_off_of_celery(node: Node, queue_name: st
     assert finished(node, queue_name, sent.id) == "done"
     job = node.wait_for_state(queue_name, sent.id, "completed")
     assert (job["attemptsMade"], job["opts"]["attempts"], job["opts"]["backoff"]) == (3, 3, backoff)
-    assert_waits(waits_of(node, queue_name, sent.id), waits)
+    assert_waits(node, queue_name, sent.id, waits)
 
 
 def test_celery_may_wish_attempts_of_celery(queue_name: str, node: Node, celery_app: Celery, serve: Serve) -> None:

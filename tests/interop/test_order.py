@@ -19,7 +19,7 @@ from bullmq_kombu.errors import BadInput
 
 Serve = Callable[[str], Any]
 
-LATE_MS = 1500
+LATE_MS = 5000
 """By how much a loaded machine may be late."""
 
 
