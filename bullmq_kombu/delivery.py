@@ -84,7 +84,7 @@ class Delivery:
             self._leases.note(self, Ending("commit", self.base, self.id, self.token))
             if here:
                 with contextlib.suppress(*LOST):  # it is sent later, then
-                    self._leases.send()
+                    self._leases.send_now()
 
     def seconds(self) -> float | None:
         """How long the work has been going on; None where it has not begun."""

@@ -226,10 +226,11 @@ class Intake:
             self._jobs.learned(flight.bases, states, len(deliveries) >= flight.wanted)
         for delivery in deliveries:
             queue = self._queue_of.get(delivery.base)
-            if queue is None:
-                delivery.release()  # cancelled meanwhile
-            else:
+            if queue is not None:
                 self._ready.append((queue, delivery))
+        for delivery in reversed(deliveries):
+            if delivery.base not in self._queue_of:
+                delivery.release()  # cancelled meanwhile; the last one first, so that the order stays
 
     # -- a server that refuses ---------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class Leases:
         #: Told of every end when it is decided; for metrics.
         self.observers: list[Callable[[Delivery, Ending], None]] = []
         self._server = Server(address, options)
+        self._others_server = Server(address, options)
         self._held: dict[str, Delivery] = {}
         self._endings: deque[tuple[Delivery, Ending]] = deque()
         self._consumed: dict[str, int] = {}
@@ -139,6 +140,11 @@ class Leases:
         delivery = self._held.get(tag)
         return delivery is not None and delivery.started
 
+    def has_begun(self, tag: str) -> bool:
+        """Whether the delivery of this tag is in hand and its work has begun."""
+        delivery = self._held.get(tag)
+        return delivery is not None and delivery.started
+
     def drop(self, delivery: Delivery) -> None:
         self._held.pop(delivery.tag, None)
 
@@ -160,6 +166,10 @@ class Leases:
                 self.wait_on(pending)
                 raise
             self.sent(pending, codes)
+
+    def send_now(self) -> None:
+        """As `send`, for any thread but the one that keeps the locks: that one's connections may belong to another event loop."""
+        self.send(self._others_server)
 
     def wait_on(self, pending: Sequence[tuple[Delivery, Ending]]) -> None:
         """They could not be sent, or nobody knows: they go first the next time."""

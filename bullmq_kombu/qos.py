@@ -97,8 +97,7 @@ class QoS(virtual.QoS):
         for tag, one in reversed(list(self._delivered.items())):
             self._delivered.pop(tag, None)
             if isinstance(one, Delivery):
-                if not one.started:
-                    one.release()
+                one.return_unstarted()
             elif not one.broadcast:
                 self.channel.transient.put_back(one)
         self.channel.leases.adrift.update(self._held)

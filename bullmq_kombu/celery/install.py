@@ -58,6 +58,7 @@ class JobOutcome(bootsteps.StartStopStep):
         update_strategies = parent.update_strategies
 
         def update_with_outcome() -> None:
+            outcome.tasks_run_here(not parent.pool.uses_semaphore)
             for task in parent.app.tasks.values():
                 outcome.use_job_request(task)
             update_strategies()
@@ -68,3 +69,6 @@ class JobOutcome(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         for leases in all_leases():
             leases.worker_name = parent.hostname
+
+    def stop(self, parent: Any) -> None:
+        outcome.return_unstarted()

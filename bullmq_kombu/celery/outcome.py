@@ -14,7 +14,10 @@ import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-from celery.exceptions import Ignore, Reject, Retry, Terminated, TimeLimitExceeded, WorkerLostError
+from billiard.einfo import ExceptionInfo
+from celery import states
+from celery.app.trace import TraceInfo, trace_ok_t
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError, Terminated, TimeLimitExceeded, WorkerLostError
 from celery.utils.log import get_logger
 from kombu.exceptions import OperationalError
 from kombu.utils.imports import symbol_by_name
@@ -24,6 +27,7 @@ from bullmq_kombu.celery.current import RateLimitError, WaitingChildrenError
 from bullmq_kombu.codec import to_json
 from bullmq_kombu.delivery import Delivery
 from bullmq_kombu.errors import UnrecoverableError
+from bullmq_kombu.leases import all_leases
 
 logger = get_logger(__name__)
 
@@ -60,6 +64,8 @@ def _wrap(trace: Callable[..., Any]) -> Callable[..., Any]:
         job = ((request or {}).get("properties") or {}).get("bullmq")
         if not isinstance(job, dict) or "token" not in job:
             return trace(uuid, args, kwargs, request)
+        if _tasks_run_here and not _has_begun(f"{job['token']}:{job['job']}"):
+            return _not_run(uuid)
         base = f"{job['prefix']}:{job['queue']}:"
         before = current.set(Carried(base, job["job"], job["token"], uuid))
         try:
@@ -76,6 +82,31 @@ def _wrap(trace: Callable[..., Any]) -> Callable[..., Any]:
 
     carrying.carries_outcome = True  # type: ignore[attr-defined]
     return carrying
+
+
+#: Whether the pool of this worker runs tasks in the worker's own process.
+_tasks_run_here = False
+
+
+def tasks_run_here(value: bool) -> None:
+    """Says so; in the worker's main process."""
+    global _tasks_run_here
+    _tasks_run_here = value
+
+
+def _has_begun(tag: str) -> bool:
+    """Whether the job with this delivery tag was in hand when its task was begun. A pool of threads goes on with what it was given, also
+    after the connection was lost or the worker told to stop, when jobs not begun have gone back to the queue."""
+    return any(one.has_begun(tag) for one in all_leases())
+
+
+def _not_run(task_id: str) -> Any:
+    reason = Ignore("its job went back to the queue before the task began")
+    logger.info("Task %s is not run here: %s", task_id, reason)
+    try:
+        raise reason
+    except Ignore:
+        return trace_ok_t(ExceptionInfo(), TraceInfo(states.IGNORED, reason), 0.0, None)
 
 
 def wrap_tracers(app: Any) -> None:
@@ -109,6 +140,19 @@ class JobRequest:
 
             cls.on_success = on_success  # type: ignore[attr-defined]
 
+        execute = cls.__dict__.get("execute_using_pool")
+        if execute is not None:
+
+            def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
+                delivery = self._delivery
+                if delivery is not None:
+                    if delivery.settled:
+                        raise TaskRevokedError(self.id)  # given back meanwhile
+                    delivery.handed = not _tasks_run_here
+                return execute(self, pool, **kwargs)
+
+            cls.execute_using_pool = execute_using_pool  # type: ignore[attr-defined]
+
     def __init__(self, message: Any, *args: Any, **kwargs: Any) -> None:
         cast("Any", super()).__init__(message, *args, **kwargs)
         delivery = getattr(message, "delivery", None)
@@ -123,7 +167,7 @@ class JobRequest:
 
     def on_accepted(self, pid: int, time_accepted: float) -> Any:
         if self._delivery is not None:
-            self._delivery.start(at_most_once=not self._request.task.acks_late)
+            self._delivery.start(at_most_once=not self._request.task.acks_late, here=_tasks_run_here)
         return cast("Any", super()).on_accepted(pid, time_accepted)
 
     def _job_returned(self, retval: Any) -> None:
@@ -232,6 +276,14 @@ class JobRequest:
             yield
         finally:
             current.reset(before)
+
+
+def return_unstarted() -> None:
+    """The worker stops: its jobs that no task was begun for go back to the head of their queues, the last one first."""
+    for leases in all_leases():
+        for delivery in reversed(leases.held()):
+            if delivery.managed and not delivery.handed:
+                delivery.return_unstarted()
 
 
 def use_job_request(task: Any) -> None:
