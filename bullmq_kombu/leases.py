@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bullmq_kombu import scripts
+from bullmq_kombu import native, scripts
 from bullmq_kombu.connection import Address, Server
 from bullmq_kombu.delivery import LOST, Delivery, Flight, now_ms
 from bullmq_kombu.errors import job_error
@@ -46,6 +46,7 @@ class Leases:
     """All deliveries of this process for one server and prefix."""
 
     def __init__(self, address: Address, options: Options) -> None:
+        self.address = address
         self.options = options
         #: Written to `processedBy`; the worker's host name where there is a worker.
         self.worker_name = ""
@@ -70,9 +71,10 @@ class Leases:
         self._next_recall = 0.0
         self._worker_id = str(uuid.uuid4())
         self._fetches = 0
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
+        self._lock = native.new_lock()
+        #: Whether the thread runs, or is about to.
+        self._keeps = False
+        self._bell = native.Bell()
         self._sending_since: float | None = None
         self._dozing = False
         self._next_recovery = 0.0
@@ -134,11 +136,6 @@ class Leases:
         self._endings.append((delivery, ending))
         if self._sending_since is None:
             self._arm()
-
-    def has_begun(self, tag: str) -> bool:
-        """Whether the delivery of this tag is in hand and its work has begun."""
-        delivery = self._held.get(tag)
-        return delivery is not None and delivery.started
 
     def has_begun(self, tag: str) -> bool:
         """Whether the delivery of this tag is in hand and its work has begun."""
@@ -238,13 +235,13 @@ class Leases:
         self._astray[token] = (tuple(bases), time.monotonic() + self.options.lock_duration)
         self._next_recall = 0.0
         self._ensure_thread()
-        self._wake.set()
+        self._bell.ring()
 
     def _arm(self) -> None:
         self._sending_since = time.monotonic()
         self._ensure_thread()
         if self._dozing:
-            self._wake.set()
+            self._bell.ring()
 
     # -- queues whose stalled jobs are ours to recover -----------------------------------------------------------------
 
@@ -254,7 +251,7 @@ class Leases:
             self._consumed[base] = self._consumed.get(base, 0) + 1
         self._next_recovery = 0.0
         self._ensure_thread()
-        self._wake.set()
+        self._bell.ring()
 
     def unwatch(self, base: str) -> None:
         with self._lock:
@@ -263,16 +260,19 @@ class Leases:
                 self._consumed[base] = left
             else:
                 self._consumed.pop(base, None)
-        self._wake.set()
+        self._bell.ring()
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _ensure_thread(self) -> None:
-        if self._thread is None:
-            with self._lock:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._keep, name="bullmq-leases", daemon=True)
-                    self._thread.start()
+        if not self._keeps and self._claim():
+            native.start_thread(self._keep, "bullmq-leases")
+
+    def _claim(self) -> bool:
+        """Whether the thread is the caller's to start."""
+        with self._lock:
+            claimed, self._keeps = not self._keeps, True
+            return claimed
 
     def _keep(self) -> None:
         failing = False
@@ -292,15 +292,14 @@ class Leases:
                 pause = AFTER_ERROR_S
             self._dozing = True
             if self._sending_since is None or failing:
-                self._wake.wait(pause)
+                self._bell.wait(pause)
             self._dozing = False
-            self._wake.clear()
             if self._sending_since is not None and not failing:
                 # Give the next take the chance to carry them.
                 time.sleep(SEND_WITHIN_S)
         self._server.close()
         self._server.closed = False
-        self._thread = None
+        self._keeps = False
         if self._held or self._endings or self._consumed:
             self._ensure_thread()  # added while this one was on its way out
 
@@ -312,7 +311,12 @@ class Leases:
         if due:
             self._renew(due, now)
         for flight in [one for one in list(self.flights) if now - one.renewed >= period]:
-            flight.land_unasked()
+            if native.is_green():
+                # Its connection belongs to another thread's loop. The jobs are kept for whoever reads the answer there.
+                scripts.recall(self._server, flight.bases, [flight.token], self.options.lock_ms)
+                flight.renewed = now
+            else:
+                flight.land_unasked()
         if self._astray and now >= self._next_recall:
             self._recall(now)
         since = self._sending_since
@@ -367,9 +371,9 @@ class Leases:
         self._unlocked.clear()
         self._locked_again.clear()
         self._astray.clear()
-        self._lock = threading.Lock()
-        self._wake = threading.Event()
-        self._thread = None
+        self._lock = native.new_lock()
+        self._bell = native.Bell()
+        self._keeps = False
         self._sending_since = None
         self._worker_id = str(uuid.uuid4())
 
@@ -401,10 +405,14 @@ def _settle_at_exit() -> None:
         for delivery in reversed(list(leases.held())):
             if not delivery.started:
                 delivery.release()
+        # The other connections are the thread's.
+        server = Server(leases.address, leases.options)
         try:
-            leases.send()
+            leases.send(server)
         except LOST as error:
             logger.warning("ends of jobs were not sent to Redis at exit: %s", error)
+        finally:
+            server.close()
 
 
 atexit.register(_settle_at_exit)

@@ -1,0 +1,97 @@
+"""A task of many times its lock's duration runs once, in every pool: while it blocks what it runs in, while the worker stops, while Redis
+is away."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from jobs import Job
+from servers import Server
+from worker import Worker
+
+WorkerOf = Callable[..., Worker]
+JobOf = Callable[[str], Job]
+
+POOLS = ["prefork", "solo", "threads", "gevent", "eventlet"]
+#: With these a job whose lock is not renewed runs again within three seconds.
+SHORT = {"lock_duration": 1.0, "stalled_interval": 0.5}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_task_that_blocks_its_event_loop_runs_once(
+    server: Server, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str
+) -> None:
+    # Two workers: the second one would take what the first one lost.
+    for _ in range(2):
+        worker(pool=pool, concurrency=1, app="blocking", options=SHORT)
+    at = tmp_path / "at"
+    with Celery("sender", broker=server.url) as app:
+        result = app.send_task("blocking.compute", kwargs={"at": str(at), "seconds": 5.0}, queue=queue_name)
+    one = job(result.id).wait_for("completed", "failed")
+    assert one.state == "completed", one
+    assert one.attempts_started == 1
+    assert one.history.count("active") == 1
+    assert len(Path(f"{at}.runs").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("pool", ["solo", "gevent"])
+def test_an_interpreter_held_for_twenty_seconds(
+    server: Server, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str
+) -> None:
+    """With the usual lock of thirty seconds."""
+    for _ in range(2):
+        worker(pool=pool, concurrency=1, app="blocking", options={"lock_duration": 30.0, "stalled_interval": 1.0})
+    at = tmp_path / "at"
+    with Celery("sender", broker=server.url) as app:
+        result = app.send_task("blocking.hold_interpreter", kwargs={"at": str(at), "seconds": 20.0}, queue=queue_name)
+    one = job(result.id).wait_for("completed", "failed", timeout=40)
+    assert one.state == "completed", one
+    assert one.attempts_started == 1
+    assert len(Path(f"{at}.runs").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_worker_that_stops_keeps_its_locks_until_the_task_is_done(
+    server: Server, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str
+) -> None:
+    stopping = worker(pool=pool, concurrency=1, app="blocking", options=SHORT)
+    at = tmp_path / "at"
+    with Celery("sender", broker=server.url) as app:
+        result = app.send_task("blocking.compute", kwargs={"at": str(at), "seconds": 4.0}, queue=queue_name)
+    one = job(result.id).wait_for("active")
+    worker(pool="threads", concurrency=1, app="blocking", options=SHORT)
+    stopping.signal(signal.SIGTERM)
+    stopping.wait()
+    one.wait_for("completed", "failed")
+    assert one.state == "completed", one
+    assert one.attempts_started == 1
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_a_task_goes_on_while_redis_is_away_for_longer_than_its_lock(
+    worker: WorkerOf, queue_name: str, tmp_path: Path, pool: str
+) -> None:
+    with Server(appendonly=True) as server:
+        one = worker(on=server, pool=pool, concurrency=1, options=SHORT)
+        at = tmp_path / "at"
+        with Celery("sender", broker=server.url) as app:
+            result = app.send_task("hold.late", kwargs={"at": str(at), "value": 7}, queue=queue_name)
+        with server.client() as client:
+            job = Job(client, queue_name, result.id).wait_for("active")
+            job.wait_until(lambda _: Path(f"{at}.runs").exists(), "the task to begin")
+        server.restart(between=lambda: Path(f"{at}.away").touch())
+        with server.client() as client:
+            job = Job(client, queue_name, result.id)
+            # The lock, which expired while the server was away or just after, is held again by the worker that runs the task.
+            job.wait_until(lambda job: job.is_locked and job.state == "active", "the lock to be held again")
+            Path(f"{at}.go").touch()
+            job.wait_for("completed")
+            assert job.returnvalue == 7
+            assert job.attempts_started == 1
+        assert len(Path(f"{at}.runs").read_text().splitlines()) == 1
+        assert one.process is not None
+        assert one.process.poll() is None
