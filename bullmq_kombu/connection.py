@@ -16,6 +16,7 @@ import os
 import re
 import selectors
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -287,6 +288,7 @@ class Server:
         self.options = options
         self._idle: deque[Wire] = deque()
         self._pid = os.getpid()
+        self._places = self._all_places()
         self._locator = _Locator(self.address, options, self._pool)
         self._patience: Patience | None = None
         if fails_fast:
@@ -362,12 +364,19 @@ class Server:
             inherited, self._idle = self._idle, deque()
             for wire in inherited:
                 wire.close()
+            self._places = self._all_places()
+        if self._places is not None and not self._places.acquire(blocking=False):
+            raise RedisConnectionError(f"Too many connections: all {self.options.max_connections} (max_connections) are in use")
         if self._pool is not None:
             return _Borrowed(self._pool)
         try:
             return self._idle.pop()
         except IndexError:
             return Wire(self._locator.connection, self.options.client_name)
+
+    def _all_places(self) -> threading.Semaphore | None:
+        limit = self.options.max_connections
+        return threading.Semaphore(limit) if limit else None
 
     def give_back(self, wire: Wire) -> None:
         """Takes a lent wire back; nothing may be on its way on it."""
@@ -377,6 +386,8 @@ class Server:
             wire.close()
         else:
             self._idle.append(wire)
+        if self._places is not None:
+            self._places.release()
 
     def close(self) -> None:
         """Closes the idle wires; those on loan close when they come back."""

@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bullmq_kombu.errors import BadInput
@@ -48,35 +48,42 @@ WITHOUT_MEANING = frozenset({
 })  # fmt: skip
 
 
+def _option(default: Any, meaning: str, unit: str = "") -> Any:
+    """One option as a field; the documentation's table is made from these."""
+    return field(default=default, metadata={"meaning": meaning, "unit": unit})
+
+
 @dataclass(frozen=True)
 class Options:
     """Checked transport options. Times are seconds."""
 
-    prefix: str = DEFAULT_PREFIX
-    lock_duration: float = LOCK_DURATION_S
-    lock_renew_time: float | None = None
-    stalled_interval: float = STALLED_INTERVAL_S
-    max_stalled_count: int = MAX_STALLED_COUNT
-    drain_delay: float = DRAIN_DELAY_S
-    remove_on_complete: Any = None
-    remove_on_fail: Any = None
-    max_retries_per_request: int | None = None
-    limiter: Mapping[str, Any] | None = None
-    metrics: int | Mapping[str, Any] | None = None
-    max_len_events: int = MAX_LEN_EVENTS
-    skip_version_check: bool = False
-    connection: Any = None
-    socket_timeout: float | None = SOCKET_TIMEOUT_S
-    socket_connect_timeout: float | None = SOCKET_TIMEOUT_S
-    socket_keepalive: bool | None = None
-    socket_keepalive_options: Mapping[Any, Any] | None = None
-    health_check_interval: float | None = None
-    max_connections: int | None = None
-    client_name: str | None = None
-    queue_order_strategy: str = "round_robin"
-    master_name: str | None = None
-    min_other_sentinels: int = 0
-    sentinel_kwargs: Mapping[str, Any] | None = None
+    prefix: str = _option(DEFAULT_PREFIX, "BullMQ's prefix; `{bull}` on Redis Cluster, where it must be a hash tag")
+    lock_duration: float = _option(LOCK_DURATION_S, "for how long a job stays a dead worker's", "s")
+    lock_renew_time: float | None = _option(None, "how often locks are renewed at least; half of the lock's duration", "s")
+    stalled_interval: float = _option(STALLED_INTERVAL_S, "how often jobs of dead workers are looked for", "s")
+    max_stalled_count: int = _option(MAX_STALLED_COUNT, "how often a job may lose its worker before it is failed")
+    drain_delay: float = _option(DRAIN_DELAY_S, "the longest an idle worker waits without looking", "s")
+    remove_on_complete: Any = _option(None, "kept of completed jobs: true (none), false (all), a count, or {age (s), count}")
+    remove_on_fail: Any = _option(None, "the same of failed jobs")
+    max_retries_per_request: int | None = _option(
+        None, "for producers: how often a command is tried again; BullMQ's rule for workers is for ever"
+    )
+    limiter: Mapping[str, Any] | None = _option(None, "this worker's rate limit: {max (jobs), duration (s)}")
+    metrics: int | Mapping[str, Any] | None = _option(None, "for how many minutes BullMQ's metrics are kept", "min")
+    max_len_events: int = _option(MAX_LEN_EVENTS, "about how many events a new queue's stream keeps")
+    skip_version_check: bool = _option(False, "do not ask the server for its version and eviction policy")
+    connection: Any = _option(None, "a redis-py client or pool to share; blocking commands use connections of their own")
+    socket_timeout: float | None = _option(SOCKET_TIMEOUT_S, "the longest an answer may take", "s")
+    socket_connect_timeout: float | None = _option(SOCKET_TIMEOUT_S, "the longest connecting may take", "s")
+    socket_keepalive: bool | None = _option(None, "TCP keepalive")
+    socket_keepalive_options: Mapping[Any, Any] | None = _option(None, "its options, as redis-py's")
+    health_check_interval: float | None = _option(None, "accepted; every blocking wait is guarded by a clock of its own", "s")
+    max_connections: int | None = _option(None, "the most connections that short commands use at a time; one more is an error")
+    client_name: str | None = _option(None, "CLIENT name of connections that BullMQ does not name")
+    queue_order_strategy: str = _option("round_robin", "which of several queues is asked first: round_robin, sorted, priority (as listed)")
+    master_name: str | None = _option(None, "Sentinel's name of the master")
+    min_other_sentinels: int = _option(0, "how many other sentinels must agree")
+    sentinel_kwargs: Mapping[str, Any] | None = _option(None, "options of the connections to the sentinels, their password for one")
 
     @property
     def lock_ms(self) -> int:

@@ -1,20 +1,6 @@
 """Kombu's Transport: what it can do, and how it takes part in an event loop.
 
-`broker_transport_options` (times are seconds; see options.py for defaults and checks):
-
-    prefix                  BullMQ's prefix
-    lock_duration           how long a job stays a dead worker's
-    lock_renew_time         how often locks are renewed at least (half the duration)
-    stalled_interval        how often jobs of dead workers are looked for
-    max_stalled_count       how often a job may lose its worker before it is failed
-    drain_delay             the longest an idle worker waits without looking
-    remove_on_complete, remove_on_fail   what is kept of finished jobs: true, false, a count, or {age (s), count}
-    limiter                 {max, duration}: this worker's rate limit
-    metrics                 how many minutes of BullMQ's metrics to keep
-    max_len_events          length of a new queue's event stream
-    max_retries_per_request, connection, skip_version_check   as BullMQ's
-    socket_timeout, socket_connect_timeout, socket_keepalive, health_check_interval, max_connections, client_name,
-    queue_order_strategy, master_name, sentinel_kwargs, min_other_sentinels   as Kombu's Redis transport
+Its options, `broker_transport_options`, with their units, defaults and meanings, are the fields of `options.Options`.
 """
 
 from __future__ import annotations
@@ -60,7 +46,7 @@ class Transport(virtual.Transport):
     polling_interval = None
 
     implements = virtual.Transport.implements.extend(
-        asynchronous=True, heartbeats=False, exchange_type=frozenset(["direct", "topic", "fanout"])
+        asynchronous=True, heartbeats=False, batch_publish=True, exchange_type=frozenset(["direct", "topic", "fanout"])
     )
 
     connection_errors = (
