@@ -24,28 +24,25 @@ from kombu.utils.json import dumps as kombu_dumps
 from kombu.utils.json import loads as kombu_loads
 
 from bullmq_kombu import scripts
+from bullmq_kombu.batch import PublishBatch, batching
 from bullmq_kombu.bindings import Bindings
 from bullmq_kombu.carry import current
 from bullmq_kombu.codec import NotAJob, Outgoing, job_of, message_of, priority_of
 from bullmq_kombu.collect import collecting
 from bullmq_kombu.connection import Server, wait_any
 from bullmq_kombu.delivery import Delivery, now_ms
-from bullmq_kombu.errors import BadInput, JobError, job_error
+from bullmq_kombu.errors import BadInput, JobError, shown
 from bullmq_kombu.intake import Intake, wait_timeout
 from bullmq_kombu.job_options import JobOptions, check_size, make_job_options
 from bullmq_kombu.keys import KombuKeys, queue_base
 from bullmq_kombu.leases import Leases
 from bullmq_kombu.options import REMOVE_ON_COMPLETE, REMOVE_ON_FAIL, Options
+from bullmq_kombu.publishing import Publication, Publisher
 from bullmq_kombu.qos import QoS
 from bullmq_kombu.schedulers import next_iteration
 from bullmq_kombu.transient import Pushed, TransientQueues
 
 logger = logging.getLogger(__name__)
-
-#: How long it is known which job a task is, where the two have different ids, ms: as long as failed jobs are kept.
-ALIAS_KEPT_MS = 7 * 24 * 3_600_000
-#: Name space of generated job ids.
-_GENERATED = uuid.UUID("6f0b1c52-9d1e-4f5e-8f43-0b6c4b9c2f6d")
 
 #: How long one turn of the event loop delivers before others get theirs, s.
 TURN_S = 0.01
@@ -67,6 +64,7 @@ class Channel(virtual.Channel):
         self.options: Options = connection.options
         self.leases: Leases = connection.leases
         self.keys = KombuKeys(self.options.prefix, connection.server.address.db)
+        self.publisher = Publisher(self.server, self.keys, self.options.prefix)
         self.bindings: Bindings = connection.bindings
         self.transient: TransientQueues = connection.transient
         self.intake = Intake(self.server, self.options, self.leases, self.keys, self.transient, self._room, self._on_settled)
@@ -159,6 +157,10 @@ class Channel(virtual.Channel):
     def _next_delivery_tag(self) -> str:
         return ""
 
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """For Kombu's `producer.batch()`."""
+        return PublishBatch(self, max_size)
+
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         transient = self.transient
         if queue in transient or (not transient.is_known(queue) and self._is_reply(queue, message)) or transient.is_one(queue):
@@ -180,7 +182,12 @@ class Channel(virtual.Channel):
         is_own = carried is not None and carried.task_id == outgoing.task_id and carried.base == base
         if is_own and self._carry_on(outgoing, now):
             return
-        self._add(base, outgoing, now, is_own)
+        publication = Publication(base, outgoing, now, is_own)
+        batch = kwargs.get("_publish_batch") or batching.get()
+        if batch is not None:
+            batch.add(self.publisher, publication)
+        else:
+            self.publisher.store((publication,))
 
     def _is_reply(self, queue: str, message: dict[str, Any]) -> bool:
         """An answer to somebody's own queue: if that is gone, so is who would read it, and it must not become a queue of jobs."""
@@ -188,34 +195,6 @@ class Channel(virtual.Channel):
         if "task" in message["headers"] or not properties.get("correlation_id") or properties.get("reply_to"):
             return False
         return self.transient.is_one(queue) or not self._has_queue(queue)
-
-    def _add(self, base: str, outgoing: Outgoing, now: int, carried: bool = False) -> None:
-        options = outgoing.options
-        more = dict(options.more)
-        job_id = outgoing.job_id
-        if outgoing.task_id is not None and not options.job_id:
-            more["unique"] = True
-            if carried:
-                # It could not be carried on: perhaps because it has been, and the answer was lost.
-                more["carried"] = True
-            # The same when Kombu publishes the message again.
-            job_id = job_id or _id_from(outgoing.task_id, now)
-        timestamp = options.timestamp if options.timestamp is not None else now
-        for attempt in range(3):
-            job = scripts.NewJob(
-                base, job_id, outgoing.name, outgoing.data, options.stored, timestamp, outgoing.delay, outgoing.priority,
-                outgoing.celery_field(job_id), json.dumps(more) if more else "",
-            )  # fmt: skip
-            answer = scripts.add(self.server, (job,), now)[0]
-            if answer != 0:
-                break
-            job_id = _id_from(str(outgoing.task_id), now, attempt)
-        if isinstance(answer, int):
-            raise job_error(answer, "addJob", job_id, parent=str(more.get("parentKey")))
-        if outgoing.task_id is not None and answer != outgoing.task_id:
-            # For whoever waits for the task and knows nothing of its job.
-            queue = base[len(self.options.prefix) + 1 : -1]
-            self.server.call("SET", self.keys.job(outgoing.task_id), f"{queue}:{answer}", "PX", ALIAS_KEPT_MS)
 
     def _carry_on(self, outgoing: Outgoing, now: int) -> bool:
         """The running task publishes under its own id (retry, replace): its job goes on. False where the job is no longer its own."""
@@ -329,7 +308,7 @@ class Channel(virtual.Channel):
             payload = message_of(queue, delivery.id, delivery.fields, delivery.tag, self.options.prefix, delivery.token, now_ms())
         except NotAJob as error:
             delivery.fail(str(error), final=True)
-            logger.error("job %s of queue %s cannot be run: %s", delivery.id, queue, error)
+            logger.error("job %s of queue %s cannot be run: %s", shown(delivery.id), queue, shown(error))
             return None
         if self._at:
             payload["properties"]["bullmq"]["at"] = self._at
@@ -343,7 +322,7 @@ class Channel(virtual.Channel):
         try:
             next_iteration(self.server, delivery.base, delivery.id, delivery.fields, now_ms())
         except BadInput as error:
-            logger.error("the schedule of job %s of %s ends with it: %s", delivery.id, delivery.base.rstrip(":"), error)
+            logger.error("the schedule of job %s of %s ends with it: %s", shown(delivery.id), delivery.base.rstrip(":"), shown(error))
         except BaseException:
             delivery.release()  # whoever takes it next makes the next one
             raise
@@ -432,11 +411,6 @@ class Channel(virtual.Channel):
         from bullmq_kombu.transport import Transport
 
         return (*Transport.connection_errors, *Transport.channel_errors, JobError)
-
-
-def _id_from(task_id: str, now: int, attempt: int = -1) -> str:
-    """An id for a job that cannot have its task's, always the same for the same message."""
-    return str(uuid.uuid5(_GENERATED, f"{task_id} {now} {attempt}"))
 
 
 def _pack(message: dict[str, Any]) -> str:

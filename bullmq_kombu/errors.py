@@ -102,6 +102,12 @@ _BY_CODE: dict[int, tuple[type[JobError], str]] = {
 }
 
 
+def shown(text: object) -> str:
+    """A text of somebody else's, for a log line: what would begin another line, or speak to a terminal, is escaped."""
+    found = str(text)
+    return found if found.isprintable() else "".join(one if one.isprintable() else repr(one)[1:-1] for one in found)
+
+
 def job_error(code: int, command: str, job: str = "", state: str = "active", parent: str = "") -> JobError:
     """The exception for a script's code, with BullMQ's own text."""
     kind, text = _BY_CODE.get(code, (JobError, "Unknown code {code} for job {job}. {command}"))

@@ -28,7 +28,7 @@ from typing import Any
 from bullmq_kombu import native, scripts
 from bullmq_kombu.connection import Address, Server
 from bullmq_kombu.delivery import LOST, Delivery, Flight, now_ms
-from bullmq_kombu.errors import job_error
+from bullmq_kombu.errors import job_error, shown
 from bullmq_kombu.options import Options
 from bullmq_kombu.scripts import Ending, Worker
 
@@ -212,7 +212,7 @@ class Leases:
             elif ending.what == "limit":
                 self._limited.pop(delivery.base, None)
             elif code not in (0, -1, -2, -6):
-                logger.warning("job %s was not %s: %s", delivery.id, ending.what, job_error(code, ending.what, delivery.id))
+                logger.warning("job not %s: %s", ending.what, shown(job_error(code, ending.what, delivery.id)))
 
     def _lock_again(self, server: Server) -> None:
         """The locks have expired, in an outage perhaps: where nobody else has the jobs, they still end as they did here."""
@@ -339,14 +339,14 @@ class Leases:
                 delivery.renewed = now
                 if index in lost and not delivery.settled and delivery.tag in self._held:
                     # Finished elsewhere, or taken over after a stall: its end will be refused by the token.
-                    logger.warning("could not renew lock for job %s", delivery.id)
+                    logger.warning("could not renew lock for job %s", shown(delivery.id))
                     delivery.renewed = now + 3600
 
     def _recall(self, now: float) -> None:
         astray = dict(self._astray)
         bases = sorted({base for found, _ in astray.values() for base in found})
         for base, job_id, fields in scripts.recall(self._server, bases, list(astray)):
-            logger.info("job %s of %s was taken by a call whose answer was lost, and waits again", job_id, base.rstrip(":"))
+            logger.info("job %s of %s was taken by a call whose answer was lost, and waits again", shown(job_id), base.rstrip(":"))
             self._astray.pop(fields["token"], None)
         # A server that hung, or a slow network, may yet carry out what was sent.
         self._next_recall = now + self.options.renew_after
@@ -359,7 +359,7 @@ class Leases:
             bases = list(self._consumed)
         options = self.options
         for base, job_id in scripts.recover(self._server, bases, now_ms(), options.max_stalled_count, options.stalled_ms):
-            logger.warning("job %s of %s stalled and waits again", job_id, base.rstrip(":"))
+            logger.warning("job %s of %s stalled and waits again", shown(job_id), base.rstrip(":"))
 
     def after_fork(self) -> None:
         """In a child: nothing here is its own."""

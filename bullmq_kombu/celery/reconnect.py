@@ -12,6 +12,8 @@ from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+from kombu.exceptions import OperationalError
+
 from bullmq_kombu.errors import BadInput
 from bullmq_kombu.patience import reconnect_delay_s
 
@@ -48,7 +50,7 @@ def _connect(connection: Any, errback: Callable[[Exception, float], Any], limit:
             return
         except connection.recoverable_connection_errors as error:
             if limit and attempt > limit:
-                raise
+                raise OperationalError(str(error)) from error
             pause = 0.0
             if connection.completes_cycle(attempt - 1):
                 failures += 1
