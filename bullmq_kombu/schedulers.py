@@ -58,9 +58,7 @@ class Schedulers:
     def _job(self, job_id: str, fields: dict[str, str]) -> Job:
         raise NotImplementedError
 
-    def upsert_job_scheduler(
-        self, scheduler_id: str, repeat: Mapping[str, Any], template: Mapping[str, Any] | None = None
-    ) -> Job | None:
+    def upsert_job_scheduler(self, scheduler_id: str, repeat: Mapping[str, Any], template: Mapping[str, Any] | None = None) -> Job | None:
         """Makes a scheduler, or changes the one of that id; the iteration that waits is replaced. Returns the next iteration, or None where
         there will be none (`endDate` has passed, `limit` is 0).
 

@@ -23,7 +23,8 @@ local function offset_in(due, every)
   return due - math.floor(due / every) * every
 end
 
--- Stores the iteration due at `due` and puts it where it belongs. `opts` are the options of the job, but for what only now is known.
+-- Stores the iteration due at `due` and puts it where it belongs. `opts` are the options of the job, but for what only now is
+-- known.
 local function add_iteration(q, scheduler, due, name, data, opts, now)
   local id = iteration_id(scheduler, due)
   local delay = math.max(0, due - now)
