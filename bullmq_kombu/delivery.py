@@ -40,8 +40,8 @@ class Delivery:
     """One job in hand. `base`, `id`, `token` guard its end; `fields` is the hash as it was before the activation."""
 
     __slots__ = (
-        "__weakref__", "_leases", "_on_settled", "base", "began", "committed", "fields", "handed", "id", "managed", "reason", "renewed", "settled",
-        "started", "tag", "token",
+        "__weakref__", "_leases", "_on_settled", "base", "began", "committed", "fields", "handed", "id", "managed", "reason", "renewed",
+        "settled", "started", "tag", "token",
     )  # fmt: skip
 
     def __init__(self, leases: Leases, taken: Taken, token: str, renewed: float, on_settled: Callable[[Delivery], None]) -> None:
