@@ -127,7 +127,7 @@ def zone_of(name: str | None) -> tzinfo:
             return ZoneInfo((name or os.environ["TZ"]).lstrip(":"))
         with Path("/etc/localtime").open("rb") as file:
             return ZoneInfo.from_file(file)
-    except (ValueError, OSError):
+    except (KeyError, ValueError, OSError):
         if name:
             raise BadInput(f"unknown time zone {name!r}") from None
         return timezone.utc

@@ -348,6 +348,21 @@ const commands = {
 
   // -- everything else, by its name in BullMQ: {method, args}
   queueCall: (request) => queueOf(request)[request.method](...revive(request.args ?? [])),
+  // [[pattern, time zone, ms, how many]…]: the next times of each, one after the other as its schedulers ask for them, up to null (none), or
+  // the text of the error
+  cron: (request) =>
+    request.cases.map(([pattern, tz, at, count]) => {
+      const times = [];
+      try {
+        while (times.length < count && at !== null) {
+          at = bullmq.defaultRepeatStrategy(at, { pattern, tz }) ?? null;
+          times.push(at);
+        }
+      } catch (error) {
+        return error.message;
+      }
+      return times;
+    }),
   async jobCall(request) {
     const job = await jobOf(request);
     return job[request.method](...revive(request.args ?? []));
