@@ -3,7 +3,8 @@ upsert_scheduler: makes a scheduler, or changes one, and stores its next iterati
 Uses: _queue _parents _add _schedule
 KEYS: "prefix:queue:"
 ARGV: 1 now, ms   2 scheduler id   3 when a pattern is due next, ms, '' with `every`   4 JSON of name, every, pattern, tz,
-  limit, startDate, endDate, offset (ms)   5 data of each job, JSON   6 the template's options, JSON   7 options of the iteration, JSON
+  limit, startDate, endDate, offset (ms)   5 data of each job, JSON   6 the template's options, JSON
+  7 options of the iteration, JSON
 Returns: {id of the next iteration, its delay in ms}, or a code
 Codes: -10 the iteration is there already, -11 it and those after it are
 Events: added, waiting or delayed
