@@ -23,7 +23,7 @@ LAYERS = {
     "server": "one Redis: native address shared patience server_check connection composing scripts admin_scripts",
     "queues": "BullMQ's objects: job schedulers queue queue_view queue_events flows results discovery metrics",
     "work": "what a consumer does: bindings fanout poller delivery leases transient intake qos",
-    "kombu": "Kombu's interface: channel transport",
+    "kombu": "Kombu's interface: publishing batch channel transport",
     "celery": "all that imports Celery: celery",
     "entry": "ways in: _register __init__ __main__ cli contrib",
 }
@@ -35,6 +35,7 @@ KNOWS_KOMBU = {
     "transport": "is Kombu's",
     "channel": "is Kombu's",
     "qos": "is Kombu's",
+    "batch": "its batch of publications is Kombu's",
     "codec": "messages are Kombu's; its JSON knows dates",
     "patience": "a producer that gives up says so in Kombu's words: OperationalError",
     "queue": "a URL means what Kombu reads in it",
