@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -81,3 +82,12 @@ class Comparison:
 
     def _story(self) -> str:
         return "\n  ".join(["", *self.history])
+
+
+MakeComparison = Callable[..., Comparison]
+
+
+def add(both: Comparison, name: str = "n", data: Any = None, **opts: Any) -> str:
+    """Adds a job with these options on both sides; its id."""
+    job_id: str = both.do("add", name, {"a": 1} if data is None else data, opts)
+    return job_id

@@ -16,7 +16,7 @@ _HERE = Path(__file__).parent
 if str(_HERE) not in sys.path:
     sys.path.insert(0, str(_HERE))
 
-from comparison import Comparison  # noqa: E402 - needs the path above
+from comparison import Comparison, MakeComparison  # noqa: E402 - needs the path above
 from sides import PLAIN, NodeSide, OurSide, WorkerOptions  # noqa: E402
 
 #: Databases of the test server that only the comparison uses.
@@ -49,9 +49,6 @@ def stopped_nodes(server: Server) -> Iterator[Callable[[str], Node]]:
     yield get
     for node in started.values():
         node.close()
-
-
-MakeComparison = Callable[..., Comparison]
 
 
 @pytest.fixture(scope="session", params=VERSIONS)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from comparison import Comparison
-from test_scenarios import add
+from comparison import Comparison, add
 
 STATES = ("waiting", "active", "delayed", "prioritized", "completed", "failed", "waiting-children")
 

@@ -5,13 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from comparison import START_MS, Comparison
-
-
-def add(both: Comparison, name: str = "n", data: Any = None, **opts: Any) -> str:
-    job_id: str = both.do("add", name, {"a": 1} if data is None else data, opts)
-    return job_id
-
+from comparison import START_MS, Comparison, add
 
 # -- adding ----------------------------------------------------------------------------------------------------------------------
 

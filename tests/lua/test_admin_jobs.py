@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 from one_queue import NOW, Queue, stored
-from test_admin_queue import child_of
 
 from bullmq_kombu import admin_scripts
 
 CHILDREN = '{"children":true}'
+
+
+def child_of(parent: Queue, job_id: str) -> str:
+    link = json.dumps({"id": job_id, "queueKey": parent.base[:-1]}, separators=(",", ":"))
+    return json.dumps({"parentKey": parent.key(job_id), "parent": link})
 
 
 def flow(queue: Queue, other: Queue) -> None:
