@@ -322,6 +322,8 @@ class Server:
             answer = self._call(command, patience.budget if left is None else left)
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             patience.failed(time.monotonic() - began, error)
+            if isinstance(error, ServerNotReady):
+                time.sleep(patience.breath_s())
             raise
         if left is not None:
             patience.over()

@@ -24,6 +24,9 @@ BUDGET_PER_ATTEMPT_S = 0.35
 LAST_CHANCE_S = 0.1
 #: After so long without an attempt the next one is no longer the same publication's, s.
 PAUSE_S = 0.9
+#: A pause after the first refusal of a server that is there, s, and the longest one after more of them.
+BREATH_S = 0.1
+LONGEST_BREATH_S = 0.5
 #: Nor is one so long after the first: a producer that makes no pauses must not be short of time for ever, s.
 EPISODE_S = 5.0
 
@@ -74,6 +77,11 @@ class Patience:
             limit = f"max_retries_per_request is {self._retries}"
             raise OperationalError(f"no answer from Redis at {self._where} after {failures} attempts, {limit}: {error}") from error
         _troubles.known[self._server] = (failures, spent + took, first, now)
+
+    def breath_s(self) -> float:
+        """What to wait before the next attempt where the server refused at once: Kombu pauses only while it cannot connect."""
+        found = _troubles.known.get(self._server)
+        return 0.0 if found is None else min(BREATH_S * found[0], LONGEST_BREATH_S)
 
     def over(self) -> None:
         """The server answers, or nobody waits for it any more."""

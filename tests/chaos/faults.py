@@ -1,0 +1,230 @@
+"""What may go wrong, as a vocabulary: each fault is something that can be done to an arena and lasts until it is over."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import redis
+from arena import Arena
+
+
+class Fault(enum.Enum):
+    """Which; the value is for the test's name."""
+
+    RESTART = "server restart"
+    LOADING = "server loading for long"
+    KILL_CLIENTS = "CLIENT KILL of all"
+    KILL_BLOCKED = "CLIENT KILL of who blocks"
+    KILL_SUBSCRIBED = "CLIENT KILL of who has subscribed"
+    PAUSE = "CLIENT PAUSE"
+    FREEZE = "server stops answering"
+    SCRIPT_FLUSH = "SCRIPT FLUSH"
+    CUT = "connections cut"
+    DELAY = "network slow"
+    TRICKLE = "network drop by drop"
+    HALF_OPEN = "network swallows everything"
+    DEAF = "network swallows answers"
+    READONLY = "master becomes a replica"
+    OOM = "server out of memory"
+    BUSY = "server busy with a script"
+    WORKER_KILL = "worker SIGKILL"
+    WORKER_STOP = "worker SIGSTOP for longer than its locks"
+    CHILD_KILL = "pool child SIGKILL"
+
+    @property
+    def slug(self) -> str:
+        return self.name.lower().replace("_", "-")
+
+
+#: After these, tasks that were running may run again.
+KILLS_WORK = frozenset({Fault.WORKER_KILL})
+
+
+def wait_out(seconds: float) -> None:
+    """As long as a fault is meant to last."""
+    threading.Event().wait(seconds)
+
+
+@contextlib.contextmanager
+def strike(fault: Fault, arena: Arena, lasting: float) -> Iterator[None]:
+    """The fault is there within the block, `lasting` seconds after its end at the latest; then all is well again."""
+    with getattr(_Faults, fault.name.lower())(arena, lasting):
+        yield
+
+
+def _admin(arena: Arena, *command: Any) -> None:
+    with arena.server.client() as client:
+        client.execute_command(*command)
+
+
+def _kill(arena: Arena, kind: str, **only: Any) -> None:
+    with arena.server.client() as client:
+        for one in client.client_list():
+            if str(one["id"]) != str(client.client_id()) and kind in ("all", one["cmd"].partition("|")[0]):
+                with contextlib.suppress(redis.ResponseError):
+                    client.execute_command("CLIENT", "KILL", "ID", one["id"])
+
+
+class _Faults:
+    @staticmethod
+    @contextlib.contextmanager
+    def restart(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.server.stop()
+        yield
+        wait_out(lasting)
+        arena.server.start()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def loading(arena: Arena, lasting: float) -> Iterator[None]:
+        with arena.server.client() as client:
+            for number in range(100):
+                client.hset("filler", str(number), "x" * 1000)
+        arena.server.stop()
+        usual = arena.server.extra
+        # Each command of the append-only file takes its time.
+        arena.server.extra = (*usual, "--key-load-delay", str(int(lasting * 10_000)), "--loading-process-events-interval-bytes", "1024")
+        yield
+        arena.server.start()
+        arena.server.extra = usual
+
+    @staticmethod
+    @contextlib.contextmanager
+    def kill_clients(arena: Arena, lasting: float) -> Iterator[None]:
+        _kill(arena, "all")
+        yield
+
+    @staticmethod
+    @contextlib.contextmanager
+    def kill_blocked(arena: Arena, lasting: float) -> Iterator[None]:
+        _kill(arena, "bzpopmin")
+        yield
+
+    @staticmethod
+    @contextlib.contextmanager
+    def kill_subscribed(arena: Arena, lasting: float) -> Iterator[None]:
+        _kill(arena, "psubscribe")
+        _kill(arena, "subscribe")
+        yield
+
+    @staticmethod
+    @contextlib.contextmanager
+    def pause(arena: Arena, lasting: float) -> Iterator[None]:
+        _admin(arena, "CLIENT", "PAUSE", int(lasting * 1000), "ALL")
+        yield
+        wait_out(lasting)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def freeze(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.server.freeze()
+        try:
+            yield
+            wait_out(lasting)
+        finally:
+            arena.server.thaw()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def script_flush(arena: Arena, lasting: float) -> Iterator[None]:
+        _admin(arena, "SCRIPT", "FLUSH")
+        yield
+
+    @staticmethod
+    @contextlib.contextmanager
+    def cut(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.proxy.cut()
+        yield
+
+    @staticmethod
+    @contextlib.contextmanager
+    def delay(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.proxy.delay = 0.1
+        yield
+        wait_out(lasting)
+        arena.proxy.well()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def trickle(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.proxy.trickles = True
+        yield
+        wait_out(lasting)
+        arena.proxy.well()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def half_open(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.proxy.swallows.set()
+        yield
+        wait_out(lasting)
+        arena.proxy.well()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def deaf(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.proxy.deafens.set()
+        yield
+        wait_out(lasting)
+        arena.proxy.well()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def readonly(arena: Arena, lasting: float) -> Iterator[None]:
+        # A replica of nobody who is there: it keeps its data and refuses to write.
+        _admin(arena, "REPLICAOF", "127.0.0.1", "1")
+        yield
+        wait_out(lasting)
+        _admin(arena, "REPLICAOF", "NO", "ONE")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def oom(arena: Arena, lasting: float) -> Iterator[None]:
+        _admin(arena, "CONFIG", "SET", "maxmemory", "1")
+        yield
+        wait_out(lasting)
+        _admin(arena, "CONFIG", "SET", "maxmemory", "0")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def busy(arena: Arena, lasting: float) -> Iterator[None]:
+        _admin(arena, "CONFIG", "SET", "busy-reply-threshold", "100")
+
+        def run() -> None:
+            with arena.server.client(socket_timeout=None, retry=None) as client, contextlib.suppress(redis.RedisError):
+                client.eval("while true do end", 0)
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        yield
+        wait_out(lasting)
+        _admin(arena, "SCRIPT", "KILL")
+        thread.join()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def worker_kill(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.worker.kill()
+        yield
+        arena.start_worker()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def worker_stop(arena: Arena, lasting: float) -> Iterator[None]:
+        os.killpg(arena.worker.pid, signal.SIGSTOP)
+        yield
+        wait_out(max(lasting, arena.lock_duration + 0.5))
+        os.killpg(arena.worker.pid, signal.SIGCONT)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def child_kill(arena: Arena, lasting: float) -> Iterator[None]:
+        for child in arena.children():
+            os.kill(child, signal.SIGKILL)
+        yield

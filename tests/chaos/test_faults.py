@@ -1,0 +1,218 @@
+"""Every fault at every moment: nothing is lost, nothing is run twice, the worker works again within ten seconds, nothing leaks.
+
+All of it with `BULLMQ_KOMBU_CHAOS=full pytest tests/chaos`; otherwise each fault meets two moments, and each moment several faults.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from arena import BACK_WITHIN_S, LOCK_S, Arena
+from celery.result import AsyncResult
+from faults import KILLS_WORK, Fault, strike
+from waiting import wait_until
+
+#: How long a fault lasts that lasts at all.
+LASTING_S = 1.5
+#: Sockets beyond those there were before: a connection may be on its way out.
+SPARE_SOCKETS = 4
+#: A worker says what happened, not how often it has looked.
+MOST_LINES = 80
+
+
+class Moment(enum.Enum):
+    """What the worker, or who sends to it, is doing when the fault comes."""
+
+    IDLE = "blocks, waiting for jobs"
+    TAKING = "takes one job after the other"
+    RUNNING = "runs a task that goes on"
+    FINISHING = "has a task whose end falls into the fault"
+    RENEWING = "has to renew a lock meanwhile"
+    PUBLISHING = "somebody publishes all the time"
+    WAITING = "somebody waits for a result"
+
+    @property
+    def slug(self) -> str:
+        return self.name.lower()
+
+
+def chosen() -> list[tuple[Fault, Moment]]:
+    moments = list(Moment)
+    everything = [(fault, moment) for fault in Fault for moment in moments]
+    if os.environ.get("BULLMQ_KOMBU_CHAOS") == "full":
+        return everything
+    few = []
+    for number, fault in enumerate(Fault):
+        few += [(fault, moments[(2 * number) % len(moments)]), (fault, moments[(2 * number + 1) % len(moments)])]
+    return few
+
+
+@pytest.fixture(scope="module")
+def arena(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
+    """One for each fault: what comes after it has to do with a worker that has seen it before."""
+    with Arena(tmp_path_factory.mktemp(request.param.slug)) as running:
+        yield running
+
+
+def cases() -> list[Any]:
+    # One arena for each fault, also where several processes share the tests (`--dist loadgroup`).
+    return [
+        pytest.param(fault, fault, moment, id=f"{fault.slug}-{moment.slug}", marks=pytest.mark.xdist_group(fault.slug))
+        for fault, moment in chosen()
+    ]
+
+
+@pytest.mark.parametrize(("arena", "fault", "moment"), cases(), indirect=["arena"], scope="module")
+def test_nothing_is_lost_and_nothing_runs_twice(arena: Arena, fault: Fault, moment: Moment) -> None:
+    lines, sockets = len(arena.worker.log.splitlines()), arena.connections()
+    same = arena.worker
+
+    SCENES[moment](arena, fault)
+
+    # Whatever it was: the worker works again, and nothing is left of it.
+    with arena.app() as app:
+        after = arena.send(app, held=False)
+        assert arena.wait_for_state(after.id, "completed") == "completed"
+        wait_until(lambda: not arena.leftovers(), BACK_WITHIN_S, f"nothing to be left over: {arena.leftovers()}")
+        replies = wait_until(lambda: app.control.inspect(timeout=1).ping(), BACK_WITHIN_S, "remote control to work again")
+        assert list(replies.values()) == [{"ok": "pong"}]
+    if arena.worker is same:
+        assert arena.worker.process is not None
+        assert arena.worker.process.poll() is None
+        wait_until(lambda: arena.connections() <= sockets + SPARE_SOCKETS, BACK_WITHIN_S, "no socket to be left open")
+        said = arena.worker.log.splitlines()[lines:]
+        told = [line for line in said if "received" not in line and "succeeded" not in line]
+        assert len(told) < MOST_LINES, "\n".join(told)
+
+
+def idle(arena: Arena, fault: Fault) -> None:
+    def blocks() -> bool:
+        with arena.server.client() as client:
+            return any(one["cmd"] == "bzpopmin" for one in client.client_list())
+
+    wait_until(blocks, what="the worker to be idle")
+    with strike(fault, arena, LASTING_S):
+        pass
+    with arena.app() as app:
+        arena.wait_for_run(arena.send(app, held=False).id)
+
+
+def taking(arena: Arena, fault: Fault) -> None:
+    with arena.app() as app:
+        sent = [arena.send(app, held=False).id for _ in range(60)]
+        wait_until(lambda: sum(arena.runs(one) for one in sent) >= 5, what="the worker to be busy")
+        with strike(fault, arena, LASTING_S):
+            pass
+    for one in sent:
+        arena.wait_for_state(one, "completed", *(["failed"] if fault is Fault.CHILD_KILL else []), timeout=3 * BACK_WITHIN_S)
+    twice = [one for one in sent if arena.runs(one) != 1]
+    # Two at most were running when the worker was killed; a killed child's task fails and does not run again.
+    if fault in KILLS_WORK:
+        assert all(arena.runs(one) == 2 for one in twice)
+        assert len(twice) <= 2
+    else:
+        assert not twice
+
+
+def _one_task(arena: Arena, fault: Fault, during: Callable[[str], None], lasting: float) -> None:
+    with arena.app() as app:
+        task = arena.send(app, held=True, value="value")
+        arena.wait_for_run(task.id)
+        with strike(fault, arena, lasting):
+            during(task.id)
+        arena.let_go(task.id)
+        if fault is Fault.CHILD_KILL:
+            # Whether it was done before its process was killed, only they know.
+            arena.wait_for_state(task.id, "failed", "completed", timeout=2 * BACK_WITHIN_S)
+            assert arena.runs(task.id) == 1
+            return
+        arena.wait_for_state(task.id, "completed", timeout=2 * BACK_WITHIN_S)
+        assert arena.runs(task.id) == (2 if fault in KILLS_WORK else 1)
+        assert task.get(timeout=BACK_WITHIN_S) == "value"
+
+
+def running(arena: Arena, fault: Fault) -> None:
+    _one_task(arena, fault, lambda task_id: None, LASTING_S)
+
+
+def finishing(arena: Arena, fault: Fault) -> None:
+    _one_task(arena, fault, arena.let_go, LASTING_S)
+
+
+def renewing(arena: Arena, fault: Fault) -> None:
+    _one_task(arena, fault, lambda task_id: None, LOCK_S + 1.0)
+
+
+def publishing(arena: Arena, fault: Fault) -> None:
+    sent: list[str] = []
+    enough, failed = threading.Event(), []
+
+    def publish() -> None:
+        try:
+            with arena.app() as app:
+                while not enough.is_set() or len(sent) < 20:
+                    sent.append(arena.send(app, held=False).id)
+                    enough.wait(0.02)
+        except Exception as error:
+            failed.append(error)
+
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        wait_until(lambda: len(sent) > 5 or failed, what="some messages to be published")
+        before = len(sent)
+        with strike(fault, arena, LASTING_S):
+            pass
+        wait_until(lambda: len(sent) > before + 5 or failed, 2 * BACK_WITHIN_S, "publishing to go on")
+    finally:
+        enough.set()
+        publisher.join()
+    assert not failed
+    for one in sent:
+        arena.wait_for_state(one, "completed", *(["failed"] if fault is Fault.CHILD_KILL else []), timeout=2 * BACK_WITHIN_S)
+    # What had been published when its answer was lost is recognised.
+    with arena.server.client() as client:
+        kept = client.zcard(f"bull:{arena.queue}:completed") + client.zcard(f"bull:{arena.queue}:failed")
+        assert kept >= len(sent)
+    if fault not in KILLS_WORK:
+        assert [one for one in sent if arena.runs(one) != 1] == []
+
+
+def waiting(arena: Arena, fault: Fault) -> None:
+    heard: list[Any] = []
+
+    def wait(task: AsyncResult) -> None:
+        try:
+            heard.append(task.get(timeout=4 * BACK_WITHIN_S))
+        except Exception as error:
+            heard.append(error)
+
+    with arena.app() as app:
+        task = arena.send(app, held=True, value="heard")
+        arena.wait_for_run(task.id)
+        waiter = threading.Thread(target=wait, args=(task,))
+        waiter.start()
+        with strike(fault, arena, LASTING_S):
+            pass
+        arena.let_go(task.id)
+        waiter.join()
+    if fault is not Fault.CHILD_KILL:
+        assert heard == ["heard"]
+    else:
+        assert len(heard) == 1
+
+
+SCENES: dict[Moment, Callable[[Arena, Fault], None]] = {
+    Moment.IDLE: idle,
+    Moment.TAKING: taking,
+    Moment.RUNNING: running,
+    Moment.FINISHING: finishing,
+    Moment.RENEWING: renewing,
+    Moment.PUBLISHING: publishing,
+    Moment.WAITING: waiting,
+}
