@@ -25,6 +25,7 @@ from bullmq_kombu.leases import Leases
 from bullmq_kombu.options import Options
 from bullmq_kombu.patience import reconnect_delay_s
 from bullmq_kombu.poller import Poller
+from bullmq_kombu.presence import Presence
 from bullmq_kombu.scripts import QueueState
 from bullmq_kombu.transient import Pushed, TransientQueues
 
@@ -54,6 +55,7 @@ class Intake:
         self._room = room
         self._on_settled = on_settled
         self.fanout = Fanout(server, keys)
+        self._presence = Presence(server)
         self.waker = Waker()
         self.no_ack: set[str] = set()
         self._ready: deque[tuple[str, Delivery | Pushed]] = deque()
@@ -73,9 +75,10 @@ class Intake:
         """From now on jobs of this BullMQ queue come in."""
         self._queue_of[base] = queue
         if self._jobs is None:
-            self._jobs = Poller(self._server, self._client_name(queue), self._options.drain_delay)
+            self._jobs = Poller(self._server, None, self._options.drain_delay)
         self._jobs.add(base)
         self._leases.watch(base)
+        self._show()
 
     def add_list(self, queue: str) -> None:
         """From now on messages of this queue that Celery made for itself come in."""
@@ -96,7 +99,18 @@ class Intake:
             if self._jobs is not None and base in self._jobs.bases:
                 self._jobs.remove(base)
                 self._leases.unwatch(base)
+                self._show()
         self.put_back(queue)
+
+    def _show(self) -> None:
+        """The first queue's name is that of the connection that waits for all; the others' are shown by connections that do nothing."""
+        jobs = self._jobs
+        if jobs is None:
+            return
+        names = [self._client_name(queue) for base, queue in self._queue_of.items() if base in jobs.bases]
+        if names:
+            jobs.rename(names[0])
+        self._presence.show(set(names[1:]))
 
     def _client_name(self, queue: str) -> str:
         """As BullMQ names the blocking connection of a worker, so that Node's `getWorkers` lists it."""
@@ -281,6 +295,7 @@ class Intake:
             found.append(lists.fileno())
         if self._flight_wire is not None and self._flight_wire.is_open:
             found.append(self._flight_wire.fileno())
+        found += self._presence.descriptors()
         if self.fanout:
             self.fanout.keep_alive()
             found.append(self.fanout.fileno())
@@ -296,6 +311,8 @@ class Intake:
     def _read(self, descriptor: int) -> None:
         if descriptor == self.waker.fileno():
             self.waker.drain()
+            return
+        if self._presence.on_readable(descriptor):
             return
         wire = self._flight_wire
         if wire is not None and wire.is_open and wire.fileno() == descriptor:
@@ -332,6 +349,7 @@ class Intake:
                 poller.stop()
         if self._flight_wire is not None:
             self._flight_wire.close()
+        self._presence.close()
         self.fanout.close()
         self.waker.close()
 

@@ -64,6 +64,12 @@ class Poller:
             self._due.pop(base, None)
             self.stop()
 
+    def rename(self, name: str | None) -> None:
+        """The CLIENT name of the connection that waits."""
+        if name != self._name:
+            self._name = name
+            self.stop()
+
     # -- what is known -----------------------------------------------------------------------------------------------
 
     def hot(self, strategy: str = "priority") -> list[str]:
