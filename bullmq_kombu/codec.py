@@ -21,7 +21,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -29,7 +29,8 @@ from kombu.utils.json import JSONEncoder
 from kombu.utils.json import loads as kombu_loads
 
 from bullmq_kombu.errors import BadInput
-from bullmq_kombu.job_options import JobOptions, is_own_id, make_job_options
+from bullmq_kombu.job_options import JobOptions, is_own_id, make_job_options, with_metadata
+from bullmq_kombu.telemetry import carrier_of, headers_of, without_trace
 
 #: The headers of a plain task message and their usual values.
 HEADERS: Mapping[str, Any] = {
@@ -51,8 +52,11 @@ _NO_ARGS = "[[], "
 _NO_EMBED = ", " + json.dumps(EMBED) + "]"
 _EMBED_TEXT = json.dumps(EMBED)
 
-#: Strict JSON, with the types Kombu's serializer knows besides (dates, UUIDs, decimals).
-to_json: Callable[[Any], str] = JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_ENCODER = JSONEncoder(separators=(",", ":"), allow_nan=False)
+#: `encode` makes one of these for each text.
+_encode: Any = json.encoder.c_make_encoder and json.encoder.c_make_encoder(  # type: ignore[attr-defined]  # CPython's accelerator
+    None, _ENCODER.default, json.encoder.encode_basestring_ascii, None, ":", ",", False, False, False
+)
 
 
 class NotAJob(ValueError):
@@ -63,8 +67,25 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
+#: `json.loads` makes one for each text.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def to_json(value: Any) -> str:
+    """Strict JSON, with the types Kombu's serializer knows besides (dates, UUIDs, decimals)."""
+    if _encode is not None and type(value) is dict:
+        try:
+            return "".join(_encode(value, 0))
+        except RecursionError:
+            pass  # the encoder below says whether it is a circle
+    text: str = _ENCODER.encode(value)
+    return text
+
+
 def strict_loads(text: str | bytes) -> Any:
     """JSON without NaN and Infinity."""
+    if isinstance(text, str) and not text.startswith("\ufeff"):
+        return _DECODER.decode(text)
     return json.loads(text, parse_constant=_refuse_constant)
 
 
@@ -107,6 +128,9 @@ def job_of(message: Mapping[str, Any], now: int, options: JobOptions | None, mak
         options = make_options(own)
     elif options is None:
         options = make_options({})
+    options = with_metadata(options, carrier_of(headers))
+    if options.telemetry is not None and options.telemetry.get("omitContext"):
+        headers = without_trace(headers)
     task = headers.get("task")
     celery: dict[str, Any] = {}
     body, kind = message["body"], message.get("content-type")
@@ -228,7 +252,8 @@ def _keep_headers(headers: Mapping[str, Any], task_id: Any, celery: dict[str, An
 
 
 def _keep_properties(properties: Mapping[str, Any], task_id: Any, celery: dict[str, Any]) -> None:
-    kept = {name: value for name, value in properties.items() if name not in _OWN_PROPERTIES and value is not None}
+    others = properties.keys() - _OWN_PROPERTIES
+    kept = {name: properties[name] for name in properties if name in others and properties[name] is not None} if others else {}
     if properties.get("correlation_id", task_id) != task_id:
         kept["correlation_id"] = properties["correlation_id"]
     if properties.get("delivery_mode", 2) != 2:
@@ -335,6 +360,9 @@ def _own(queue: str, job_id: str, fields: Mapping[str, str], celery: dict[str, A
         }  # fmt: skip
         for name in celery.get("-") or ():
             headers.pop(name, None)
+    trace = headers_of(fields.get("opts", ""))
+    if trace:
+        headers = {**trace, **headers}
     properties: dict[str, Any] = dict(celery.get("p") or {})
     exchange, routing_key = celery.get("x") or ("", queue)
     if task_id is not None:
@@ -373,6 +401,7 @@ def _foreign(queue: str, job_id: str, fields: Mapping[str, str], tag: str, prefi
             headers = {
                 **HEADERS, "timelimit": [None, None], "stamps": {}, "lang": "js", "task": name, "id": task_id, "root_id": task_id,
                 "argsrepr": _shorten(args), "kwargsrepr": _shorten(kwargs), "origin": "bullmq", "ignore_result": None,
+                **headers_of(fields.get("opts", "")),
             }  # fmt: skip
             body = f"[{json.dumps(args)}, {json.dumps(kwargs)}, {_EMBED_TEXT}]"
         except (ValueError, RecursionError) as error:

@@ -53,6 +53,7 @@ class JobOptions:
     priority: int = 0
     timestamp: int | None = None
     size_limit: int | None = None
+    telemetry: Mapping[str, Any] | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -198,6 +199,7 @@ def make_job_options(given: Mapping[str, Any], defaults: Mapping[str, Any] | Non
         priority=merged.get("priority", 0),
         timestamp=int(merged["timestamp"]) if "timestamp" in merged else None,
         size_limit=merged.get("sizeLimit"),
+        telemetry=merged.get("telemetry"),
         more=more,
     )
 
@@ -217,6 +219,13 @@ def with_parent(options: JobOptions, parent_id: str, parent_queue: str) -> JobOp
     stored = {**json.loads(options.stored), "parent": {"id": parent_id, "queue": parent_queue}}
     text = json.dumps(stored, separators=(",", ":"), allow_nan=False)
     return replace(options, stored=text, more={**options.more, **_parent_of(stored)})
+
+
+def with_metadata(options: JobOptions, metadata: str) -> JobOptions:
+    """The same options with telemetry metadata, unless they say something of it themselves."""
+    if options.telemetry is not None or not metadata:
+        return options
+    return replace(options, stored=f'{options.stored[:-1]},"tm":{json.dumps(metadata)}}}')
 
 
 def check_size(name: str, data: str, limit: int | None) -> None:

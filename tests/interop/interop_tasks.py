@@ -223,3 +223,48 @@ def limited(key: str, ms: int) -> Any:
             raise RateLimitError("too much")
         waited = time.time() - float(client.get(f"{key}:at"))
     return {"waited": waited, "made": job.attempts_made, "started": job.attempts_started}
+
+
+# -- traces --------------------------------------------------------------------------------------------------------------------
+
+
+def trace_everything() -> Any:
+    """OpenTelemetry's own instrumentation of Celery, with the spans kept in this process."""
+    from opentelemetry import trace
+    from opentelemetry.instrumentation.celery import CeleryInstrumentor
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    trace.set_tracer_provider(provider)
+    CeleryInstrumentor().instrument()
+    return exporter
+
+
+exporter = trace_everything() if os.environ.get("INTEROP_TRACES") else None
+
+
+@app.task(name="trace.baggage")
+def trace_baggage(then: Any = None) -> Any:
+    """What a task knows of the trace it is part of; `then` is another task to send from within."""
+    from opentelemetry import baggage, trace
+
+    if then:
+        app.send_task(then["task"], kwargs=then.get("kwargs"), queue=then["queue"], task_id=then["id"])
+    return {"trace": f"{trace.get_current_span().get_span_context().trace_id:032x}", "baggage": dict(baggage.get_all())}
+
+
+@app.task(name="trace.spans")
+def trace_spans() -> Any:
+    """All spans that have ended in this process."""
+    assert exporter is not None
+    return [
+        {
+            "name": span.name, "traceId": f"{span.context.trace_id:032x}", "spanId": f"{span.context.span_id:016x}",
+            "parentSpanId": f"{span.parent.span_id:016x}" if span.parent else None,
+        }
+        for span in exporter.get_finished_spans()
+    ]  # fmt: skip

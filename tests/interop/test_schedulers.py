@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_schedule_goes_on(
     wait_until(lambda: len(due_times(redis_client, queue)) == TIMES, what="all iterations")
     times = due_times(redis_client, queue)
     step = rule.get("every", 1000)
-    assert [later - before for before, later in zip(times, times[1:], strict=False)] == [step] * (TIMES - 1)
+    assert [later - before for before, later in pairwise(times)] == [step] * (TIMES - 1)
     assert {job.returnvalue for job in queue.get_jobs("completed")} == {7}
     scheduler = queue.get_job_scheduler("s")
     assert scheduler is not None
@@ -66,7 +67,7 @@ def test_a_fleet_makes_each_iteration_once(node: Node, queue: Queue, serve: Serv
     make("node", node, queue, {"every": 100, "limit": 15}, {"name": "value", "data": {"value": 7}})
     wait_until(lambda: len(due_times(redis_client, queue)) == 15, what="all iterations")
     times = due_times(redis_client, queue)
-    assert [later - before for before, later in zip(times, times[1:], strict=False)] == [100] * 14
+    assert [later - before for before, later in pairwise(times)] == [100] * 14
     assert redis_client.get(f"{queue.base}id") == "15"
 
 
@@ -109,9 +110,11 @@ def test_what_each_side_says_of_the_schedulers(node: Node, queue: Queue) -> None
     assert queue.get_job_schedulers_count() == 2
     assert [one.id for one in reversed(queue.get_job_schedulers())] == [one.id for one in found]
     for mine, theirs in zip(found, said, strict=True):
-        assert (mine.id, mine.name, mine.next, mine.iteration_count) == (theirs["key"], theirs["name"], theirs["next"], theirs["iterationCount"])
+        expected = tuple(theirs[name] for name in ("key", "name", "next", "iterationCount"))
+        assert (mine.id, mine.name, mine.next, mine.iteration_count) == expected
         assert (mine.every, mine.pattern, mine.tz, mine.limit) == tuple(theirs.get(name) for name in ("every", "pattern", "tz", "limit"))
-        assert (mine.data, mine.opts) == ({"a": [1]}, {name: value for name, value in theirs["template"]["opts"].items() if value is not None})
+        opts = {name: value for name, value in theirs["template"]["opts"].items() if value is not None}
+        assert (mine.data, mine.opts) == ({"a": [1]}, opts)
     assert queue.get_job_scheduler("nobody") is None
     job = queue.get_jobs("delayed")[0]
     with pytest.raises(BelongsToScheduler):

@@ -178,6 +178,33 @@ async function openListener(key, request) {
   return { queueEvents, seen };
 }
 
+// ---------------------------------------------------------------------------------------------------------------- telemetry
+
+let exporter = null;
+
+// From the first call on, what is opened with it is traced by bullmq-otel, and the spans are kept here.
+function telemetry() {
+  const { BullMQOtel } = load('bullmq-otel');
+  if (!exporter) {
+    const api = load('@opentelemetry/api');
+    const sdk = load('@opentelemetry/sdk-trace-base');
+    const { AsyncLocalStorageContextManager } = load('@opentelemetry/context-async-hooks');
+    const { CompositePropagator, W3CBaggagePropagator, W3CTraceContextPropagator } = load('@opentelemetry/core');
+    exporter = new sdk.InMemorySpanExporter();
+    api.trace.setGlobalTracerProvider(new sdk.BasicTracerProvider({ spanProcessors: [new sdk.SimpleSpanProcessor(exporter)] }));
+    api.context.setGlobalContextManager(new AsyncLocalStorageContextManager().enable());
+    api.propagation.setGlobalPropagator(
+      new CompositePropagator({ propagators: [new W3CTraceContextPropagator(), new W3CBaggagePropagator()] }),
+    );
+  }
+  return new BullMQOtel('tests');
+}
+
+function viewSpan(span) {
+  const { traceId, spanId } = span.spanContext();
+  return { name: span.name, traceId, spanId, parentSpanId: span.parentSpanContext?.spanId ?? null, attributes: view(span.attributes) };
+}
+
 // ---------------------------------------------------------------------------------------------------------------- workers
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
@@ -254,6 +281,7 @@ async function startWorker(request) {
   if (workers.has(id)) throw fault('WorkerExists', `there is a worker ${id}`);
   const opts = { ...(request.opts ?? {}), ...base(request), autorun: false };
   opts.connection.maxRetriesPerRequest = null;
+  if (request.traced) opts.telemetry = telemetry();
   if (request.backoffTable) {
     // BullMQ's custom strategy is a function, which JSON has not: milliseconds by attempt, the last one for all further.
     const table = request.backoffTable;
@@ -334,7 +362,11 @@ const commands = {
   },
 
   // -- producing: {queue, prefix?, ...}
-  openQueue: (request) => queueOf(request, request.opts ?? {}).waitUntilReady().then(() => null), // to give the Queue options of its own
+  // to give the Queue options of its own; traced: true for bullmq-otel
+  async openQueue(request) {
+    await queueOf(request, { ...(request.opts ?? {}), ...(request.traced ? { telemetry: telemetry() } : {}) }).waitUntilReady();
+    return null;
+  },
   add: (request) => queueOf(request).add(request.name, request.data, optional(request.opts)),
   addBulk: (request) => queueOf(request).addBulk(request.jobs),
   flowAdd: (request) => flowOf(request).add(request.flow, optional(request.opts)),
@@ -454,6 +486,9 @@ const commands = {
     const worker = await manualWorker(request);
     return worker[request.method](...revive(request.args ?? []));
   },
+
+  // [{name, traceId, spanId, parentSpanId, attributes}] of all that is traced
+  spans: () => (exporter ? exporter.getFinishedSpans().map(viewSpan) : []),
 
   // -- ends
   // as new, but for the connection: between two tests. `force` leaves running jobs where they are.
