@@ -154,6 +154,7 @@ local function deduplicate(q, id, job)
   elseif dedup.extend and ttl and ttl > 0 then
     call('SET', key, owner, 'PX', ttl)
   end
+  say_deduplicated(q, owner, dedup.id, id)
   if dedup.reschedule and call('ZREM', q.base .. 'delayed', owner) == 1 then
     local delay = math.max(tonumber(job.delay) or 0, 0)
     local due = tonumber(job.timestamp) + delay
@@ -162,7 +163,6 @@ local function deduplicate(q, id, job)
     emit_trimming(q, 'delayed', 'jobId', owner, 'delay', due)
     wake_when_due(q)
   end
-  say_deduplicated(q, owner, dedup.id, id)
   return owner
 end
 
