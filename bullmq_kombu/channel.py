@@ -31,7 +31,7 @@ from bullmq_kombu.codec import NotAJob, Outgoing, job_of, message_of, priority_o
 from bullmq_kombu.collect import collecting
 from bullmq_kombu.connection import Server, wait_any
 from bullmq_kombu.delivery import Delivery, now_ms
-from bullmq_kombu.errors import BadInput, JobError, shown
+from bullmq_kombu.errors import BadInput, JobError, UnrecoverableError, shown
 from bullmq_kombu.intake import Intake, wait_timeout
 from bullmq_kombu.job_options import JobOptions, check_size, make_job_options
 from bullmq_kombu.keys import KombuKeys, queue_base
@@ -206,6 +206,8 @@ class Channel(virtual.Channel):
         more = "" if is_retry else json.dumps({"skip": True})
         # Inside an except block, as a retry mostly is, this is what the attempt failed with.
         kind, error, _ = sys.exc_info()
+        if is_retry and isinstance(error, UnrecoverableError):
+            raise error  # `autoretry_for` tries again whatever is raised; this ends in a Reject for that reason
         reason = f"{kind.__name__}: {error}" if kind is not None and is_retry else ""
         trace = traceback.format_exc() if reason else ""
         code = scripts.retry(self.server, carried.base, carried.job_id, carried.token, now, outgoing.delay, reason, trace, more, fields)

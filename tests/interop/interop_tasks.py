@@ -82,6 +82,14 @@ def unrecoverable(message: str) -> None:
     raise UnrecoverableError(message)
 
 
+@app.task(name="unrecoverable.auto", autoretry_for=(Exception,), retry_backoff=False, default_retry_delay=0)
+def unrecoverable_auto(message: str) -> None:
+    """Celery would try again whatever is raised."""
+    from bullmq_kombu import UnrecoverableError
+
+    raise UnrecoverableError(message)
+
+
 @app.task(bind=True, name="again", max_retries=5)
 def again(self: Any, times: int, countdown: float) -> Any:
     """Asks Celery for another try, `times` times."""

@@ -213,3 +213,11 @@ def test_a_job_failed_in_node_can_be_retried_into_celery(node: Node, queue_name:
     serve(queue_name)
     node.job_call(queue_name, sent.id, "retry", "failed")
     assert node.wait_for_state(queue_name, sent.id, "completed")["returnvalue"] == 5
+
+
+def test_an_unrecoverable_failure_is_not_retried_by_celery_either(node: Node, queue_name: str, serve: Serve) -> None:
+    serve(queue_name)
+    sent = node.call("add", queue=queue_name, name="unrecoverable.auto", data={"message": "never"}, opts={"attempts": 3})
+    job = node.wait_for_state(queue_name, sent["id"], "failed")
+    assert (job["failedReason"], job["attemptsMade"]) == ("UnrecoverableError: never", 1)
+    assert "UnrecoverableError: never" in job["stacktrace"][0]
