@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from bullmq_kombu import scripts
 from bullmq_kombu.codec import Outgoing
-from bullmq_kombu.connection import Server
+from bullmq_kombu.connection import Server, Wire
 from bullmq_kombu.errors import JobError, job_error
 from bullmq_kombu.keys import KombuKeys
 
@@ -34,6 +34,14 @@ class Publication(NamedTuple):
     carried: bool = False
 
 
+class Sent(NamedTuple):
+    """A batch on its way."""
+
+    publications: Sequence[Publication]
+    jobs: Sequence[scripts.NewJob]
+    flight: scripts.Flight
+
+
 class Publisher:
     """Stores jobs on one server under one prefix."""
 
@@ -52,12 +60,24 @@ class Publisher:
 
     def _store(self, publications: Sequence[Publication]) -> JobError | None:
         """Stores a batch. The error of a job that was refused, if any."""
+        jobs = [_new_job(one, 0) for one in publications]
+        return self._told(publications, jobs, scripts.add(self.server, jobs, publications[-1].now))
+
+    def send(self, wire: Wire, publications: Sequence[Publication]) -> Sent:
+        """Has a batch stored; `land` waits for the answer. The wire is for nothing else meanwhile."""
+        jobs = [_new_job(one, 0) for one in publications]
+        return Sent(publications, jobs, scripts.add_later(wire, jobs, publications[-1].now))
+
+    def land(self, sent: Sent) -> JobError | None:
+        """As `_store`, for what was sent."""
+        return self._told(sent.publications, sent.jobs, sent.flight.answer())
+
+    def _told(self, left: Sequence[Publication], jobs: Sequence[scripts.NewJob], answers: Sequence[str | int]) -> JobError | None:
+        """What the server answered. Jobs whose id is taken are stored under others."""
         error = None
-        left = publications
-        for attempt in range(ATTEMPTS):
-            jobs = [_new_job(one, attempt) for one in left]
+        for attempt in range(1, ATTEMPTS + 1):
             taken = []
-            for one, job, answer in zip(left, jobs, scripts.add(self.server, jobs, left[-1].now), strict=True):
+            for one, job, answer in zip(left, jobs, answers, strict=True):
                 if answer == 0:
                     taken.append(one)
                 elif isinstance(answer, int):
@@ -66,7 +86,8 @@ class Publisher:
                     self._tell_id(one, answer)
             if not taken:
                 return error
-            left = taken
+            left, jobs = taken, [_new_job(one, attempt) for one in taken]
+            answers = scripts.add(self.server, jobs, left[-1].now)
         return job_error(0, "addJob", left[0].outgoing.job_id)
 
     def _tell_id(self, one: Publication, job_id: str) -> None:

@@ -172,13 +172,24 @@ def _numbered(items: Iterable[Any], bases: list[str]) -> Iterator[tuple[int, Any
 
 def add(server: Server, jobs: Iterable[NewJob], now: int) -> list[str | int]:
     """Stores jobs in one step. For each its id, or that of the job standing for it, or a code (`errors.job_error`; 0: the id is taken)."""
-    bases: list[str] = []
-    args: list[Any] = [now]
-    for number, job in _numbered(jobs, bases):
-        args.append(number)
-        args.extend(job[1:])
-    answer: list[str | int] = run(server, "add", bases, args)
+    answer: list[str | int] = run(server, "add", *add_command(jobs, now))
     return answer
+
+
+def add_later(wire: Wire, jobs: Iterable[NewJob], now: int) -> Flight:
+    """As `add`; its answer is the list."""
+    return Flight(wire, "add", *add_command(jobs, now))
+
+
+def add_command(jobs: Iterable[NewJob], now: int) -> tuple[list[str], list[Any]]:
+    """KEYS and ARGV of `add`."""
+    numbers: dict[str, int] = {}
+    args: list[Any] = [now]
+    for job in jobs:
+        base, *fields = job
+        args.append(numbers.get(base) or numbers.setdefault(base, len(numbers) + 1))
+        args += fields
+    return list(numbers), args
 
 
 def take(server: Server, bases: Sequence[str], now: int, wanted: int, worker: Worker) -> tuple[list[Taken], list[QueueState]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import Any
 
 from celery import group
 from celery_tasks import app, early
+from kombu_client import batch_of
 from meter import Meter, answer, client_of
 
 GROUP = 500
@@ -35,10 +35,6 @@ def main(port: int, count: int) -> None:
                     one.apply_async(producer=producer)
         results["group"] = cost.result
     answer(results)
-
-
-def batch_of(producer: Any) -> Any:
-    return producer.batch(max_size=GROUP) if hasattr(producer, "batch") else contextlib.nullcontext()
 
 
 if __name__ == "__main__":

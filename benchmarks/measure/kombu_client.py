@@ -12,7 +12,7 @@ from typing import Any
 import kombu
 from meter import PAYLOAD, Meter, answer, client_of
 
-import bullmq_kombu  # noqa: F401 - registers the URL schemes
+import bullmq_kombu
 
 QUEUE = "bench"
 BATCH = 1000
@@ -45,10 +45,16 @@ def main(scheme: str, port: int, published: int, consumed: int, *prefetches: int
 
 
 def publish_many(producer: Any, count: int) -> None:
-    batch = producer.batch(max_size=BATCH) if hasattr(producer, "batch") else contextlib.nullcontext()
-    with batch:
+    with batch_of(producer):
         for _ in range(count):
             producer.publish(PAYLOAD, routing_key=QUEUE, serializer="json")
+
+
+def batch_of(producer: Any) -> Any:
+    """The way in bulk that each transport has."""
+    if producer.connection.transport_cls.startswith("bullmq"):
+        return bullmq_kombu.bulk()
+    return producer.batch(max_size=BATCH) if hasattr(producer, "batch") else contextlib.nullcontext()
 
 
 def consume(connection: Any, client: Any, queue: Any, count: int, prefetch: int) -> dict[str, float]:
