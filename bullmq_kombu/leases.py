@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 SEND_WITHIN_S = 0.01
 #: Pause after an error of the server, so that an outage costs some calls a second.
 AFTER_ERROR_S = 0.5
+#: How often in a `stalled_interval` a worker asks whether it is time for the check: Redis lets one through, whoever makes it.
+CHECKS_PER_INTERVAL = 4
 #: How long a queue that a task found limited is left alone before Redis has said for how long it is.
 UNTIL_TOLD_S = 0.1
 
@@ -121,10 +123,15 @@ class Leases:
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
-    def more(self, log: str | None = None) -> str:
-        if log is None:
+    def more(self, log: str | None = None, *, silent: bool = False) -> str:
+        if log is None and not silent:
             return self._more_memo
-        return json.dumps({"log": log, **(json.loads(self._more_memo) if self._more_memo else {})})
+        more = json.loads(self._more_memo) if self._more_memo else {}
+        if log is not None:
+            more["log"] = log
+        if silent:
+            more["silent"] = True
+        return json.dumps(more)
 
     def note(self, delivery: Delivery, ending: Ending) -> None:
         """Sends `ending` soon."""
@@ -327,7 +334,8 @@ class Leases:
         if self._consumed:
             if now >= self._next_recovery:
                 self._recover()
-                self._next_recovery = now + self.options.stalled_interval
+                # Asked more often than the interval, which one worker after the other would miss by a little.
+                self._next_recovery = now + self.options.stalled_interval / CHECKS_PER_INTERVAL
             pause = min(pause, max(self._next_recovery - now, 0.0))
         return 0.0 if self._sending_since is not None else pause
 

@@ -24,11 +24,11 @@ BUDGET_PER_ATTEMPT_S = 0.35
 LAST_CHANCE_S = 0.1
 #: After so long without an attempt the next one is no longer the same publication's, s.
 PAUSE_S = 0.9
+#: Nor is one so long after the first: a producer that makes no pauses must not be short of time for ever, s.
+EPISODE_S = 5.0
 #: A pause after the first refusal of a server that is there, s, and the longest one after more of them.
 BREATH_S = 0.1
 LONGEST_BREATH_S = 0.5
-#: Nor is one so long after the first: a producer that makes no pauses must not be short of time for ever, s.
-EPISODE_S = 5.0
 
 
 def reconnect_delay_s(failures: int) -> float:
