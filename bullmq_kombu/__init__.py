@@ -22,6 +22,7 @@ _PUBLIC = {
     "QueueEvents": "bullmq_kombu.queue_events",
     "RateLimitError": "bullmq_kombu.celery.current",
     "UnrecoverableError": "bullmq_kombu.errors",
+    "WaitingChildrenError": "bullmq_kombu.celery.current",
     "bulk": "bullmq_kombu.batch",
     "current_job": "bullmq_kombu.celery.current",
 }
