@@ -90,10 +90,10 @@ class Delivery:
         """How long the work has been going on; None where it has not begun."""
         return None if self.began is None else time.monotonic() - self.began
 
-    def complete(self, returnvalue: str = "null", log: str | None = None) -> None:
-        """`returnvalue` is JSON; `log` a line for the job's log."""
+    def complete(self, returnvalue: str = "null", log: str | None = None, *, silent: bool = False) -> None:
+        """`returnvalue` is JSON; `log` a line for the job's log. `silent`: this is no end of the task, or none that it tells."""
         keep = keep_of(self.opts.get("removeOnComplete"), self._leases.options.remove_on_complete)
-        more = self._leases.more(None if log is None else _readable(log))
+        more = self._leases.more(None if log is None else _readable(log), silent=silent)
         self._settle(Ending("completed", self.base, self.id, self.token, returnvalue, "", *keep, "", more))
 
     def fail(self, reason: str, trace: str = "", *, final: bool = False, custom_backoff: Any = None) -> None:

@@ -9,7 +9,8 @@ BullMQ's own keys (owned jointly with Node, described in BullMQ's documentation 
     <id> hash, <id>:lock string, <id>:logs list, <id>:dependencies set, <id>:processed hash, <id>:failed hash,
     <id>:unsuccessful zset
 
-The job hash has one field of ours, `celery`, which BullMQ ignores and keeps (see codec.py).
+The job hash has two fields of ours, which BullMQ ignores and keeps: `celery` (see codec.py), and `silent`, the `finishedOn` of an end that
+tells nothing of the job's task: it was ignored, or went on elsewhere.
 
 What Kombu needs besides queues lives where no queue can be, behind an empty queue name, `prefix::kombu:`:
 

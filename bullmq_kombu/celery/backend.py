@@ -7,7 +7,7 @@ worker could store nothing any more.
     job                                 task
     waiting, prioritized, delayed       PENDING, or RETRY when it was tried before
     active                              STARTED; its `info` is the job's progress
-    completed                           SUCCESS with the return value
+    completed                           SUCCESS with the return value; unknown where the task was ignored or replaced, as with `redis://`
     failed                              FAILURE: a bullmq_kombu.JobFailed with the reason; the stack trace is the traceback
 
 `result_backend_transport_options` are those of the broker that have to do with the connection, and `retry_policy`, as with `redis://`. The

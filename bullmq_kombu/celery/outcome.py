@@ -192,7 +192,7 @@ class JobRequest:
         exc, trace = _bare(exc_info.exception), str(exc_info.traceback or "")
         if isinstance(exc, Retry):
             # Published elsewhere, or in place: then the token is no longer ours, and this is refused.
-            delivery.complete(log=f"retried: {exc}")
+            delivery.complete(log=f"retried: {exc}", silent=True)
         elif isinstance(exc, Reject):
             self._job_rejected(exc, trace)
         elif isinstance(exc, WaitingChildrenError):
@@ -200,7 +200,8 @@ class JobRequest:
         elif isinstance(exc, RateLimitError):
             delivery.limit()
         elif isinstance(exc, Ignore):
-            delivery.complete()
+            # By a task that goes on as others, or one that nobody is to hear of: Celery stores no result.
+            delivery.complete(silent=True)
         elif isinstance(exc, Terminated) or self._request._already_cancelled:
             self._job_terminated(exc)
         elif self._rejected:

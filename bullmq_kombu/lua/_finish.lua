@@ -108,7 +108,7 @@ local function prune(q, target, keep, now)
 end
 
 -- `text` is the return value (JSON) or the reason; `stack` the JSON list of traces ('' when completed); `keep` is
--- {count, age, limit} with count -1 for all and 0 for none; `more` may hold log, metrics, tm.
+-- {count, age, limit} with count -1 for all and 0 for none; `more` may hold log, metrics, tm, silent.
 local function finish(q, target, id, token, now, text, stack, keep, attempts, more)
   local key = q.base .. id
   local found = call('HMGET', key, 'name', 'atm', 'defa', 'deid', 'parentKey', 'parent')
@@ -158,6 +158,9 @@ local function finish(q, target, id, token, now, text, stack, keep, attempts, mo
     end
     if more.tm then
       call('HSET', key, 'tm', more.tm)
+    end
+    if more.silent then
+      call('HSET', key, 'silent', now)
     end
     if more.log then
       call('RPUSH', key .. ':logs', more.log)

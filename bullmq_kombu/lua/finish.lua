@@ -8,7 +8,8 @@ ARGV: 1 now, ms   2 how many of KEYS to take from   3 wanted, 0 to take none   4
     taken from in this call), commit (at most once from now on)
   2 number of its queue in KEYS   3 id   4 token   5 return value (JSON) or reason
   6 JSON list of traces, '' for none   7 kept jobs: count, -1 all, 0 none   8 kept: age in seconds, ''   9 kept: limit, ''
-  10 failed: attempts allowed; retry: delay in ms   11 '' or JSON: lifo, skip, tm, log, metrics, fields
+  10 failed: attempts allowed; retry: delay in ms   11 '' or JSON: lifo, skip, tm, log, metrics, fields,
+  silent (this end tells nothing of the task that the job is)
 Returns: {codes, jobs, queues}; codes: for each delivery 0 (limit: for how many ms the queue is closed), or -1 no such job,
   -2 not locked, -3 not active, -4 pending children, -6 locked by another delivery, -9 failed children; jobs and queues as
   `take` returns them

@@ -20,12 +20,13 @@ local function known_queues()
   return queues
 end
 
--- The fields of a job with its queue and state before them, or nil where the queue has none of this id.
+-- The fields of a job with its queue and state before them, or nil where the queue has none of this id. A job that has ended
+-- silently is none: its task has gone on as another job, or has said itself all there is to say.
 local function job_in(queue, id)
   local jobs = prefix .. queue .. ':'
   local fields = redis.call('HMGET', jobs .. id, 'name', 'data', 'returnvalue', 'failedReason', 'stacktrace', 'atm', 'progress',
-    'pb', 'finishedOn')
-  if not fields[1] then
+    'pb', 'finishedOn', 'silent')
+  if not fields[1] or (fields[9] and fields[9] == fields[10]) then
     return nil
   end
   local state = 'waiting'

@@ -203,6 +203,27 @@ def test_a_state_set_before_ignore_stays(app: Celery, redis_client: redis.Redis,
     assert (result.state, result.info) == ("SET ASIDE", "for later")
 
 
+def test_an_ignored_task_is_pending_though_its_job_is_completed(app: Celery, redis_client: redis.Redis, queue: str) -> None:
+    result = send(app, "r.ignored")
+    Job(redis_client, queue, result.id).wait_for("completed")
+
+    assert (result.state, result.result) == ("PENDING", None)
+    with pytest.raises(ResultTimeoutError):
+        result.get(timeout=0.1)
+
+
+def test_a_task_replaced_by_a_chain_is_done_when_the_chain_is(
+    app: Celery, redis_client: redis.Redis, queue: str, tmp_path: Path
+) -> None:  # fmt: skip
+    at = str(tmp_path / "chain")
+    result = send(app, "r.chained", at)
+    Job(redis_client, queue, result.id).wait_for("completed")
+
+    assert (result.state, result.result) == ("PENDING", None)
+    Path(f"{at}.go").touch()
+    assert result.get(timeout=TIMEOUT_S) == at
+
+
 # -- what is kept, and for how long ------------------------------------------------------------------------------------------------
 
 

@@ -43,6 +43,14 @@ def test_a_completed_job(queue: Queue) -> None:
     assert queue.events() == ['completed jobId a returnvalue {"r":1} prev active']
 
 
+def test_an_end_that_tells_nothing_of_the_task(queue: Queue) -> None:
+    queue.active(queue.job("a"))
+    queue.end(queue.ending("completed", "a", "null", more='{"silent":true}'), now=NOW + 7)
+
+    ended = str(NOW + 7)
+    assert queue.value("a") == started(atm="1", returnvalue="null", finishedOn=ended, silent=ended)
+
+
 def test_a_failed_job(queue: Queue) -> None:
     queue.active(queue.job("a"))
     queue.set("active", "LPUSH", "x")

@@ -132,6 +132,30 @@ def test_without_a_job_nothing_is_left_of_a_forgotten_result(results: Results, k
     assert keys.value("result:t") is None
 
 
+def test_a_job_that_ended_silently_tells_nothing(results: Results, mail: Queue, keys: Queue) -> None:
+    mail.active(mail.job("t"))
+    mail.end(mail.ending("completed", "t", "null", more='{"silent":true}'))
+
+    (known,), ends = results.look_up(["t"], {"t": "mail"}, ends=True)
+    assert known == Known("t", "", "", None)
+    assert list(ends) == ["mail"], "what the task has become may yet come"
+    mail.add(mail.job("other"))
+    keys.set("job:t", "SET", "mail:other")
+    job = found(results, "t", t="mail").job
+    assert job is not None
+    assert job.state == "waiting"
+
+
+def test_a_job_that_is_run_again_after_a_silent_end_tells_its_own(results: Results, mail: Queue) -> None:
+    mail.active(mail.job("t"))
+    mail.end(mail.ending("completed", "t", "null", more='{"silent":true}'))
+    mail.set("t", "HSET", "returnvalue", "1", "finishedOn", NOW + 1)
+
+    job = found(results, "t").job
+    assert job is not None
+    assert job.fields["returnvalue"] == "1"
+
+
 def test_a_numbered_job_is_looked_for_where_the_task_id_says(results: Results, mail: Queue) -> None:
     mail.add(mail.job())
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from celery import Celery, Task, group
+from celery import Celery, Task, chain, group
 from celery.exceptions import Ignore
 
 
@@ -94,6 +94,15 @@ def make_app(broker: str, backend: str, **settings: Any) -> Celery:
     @app.task(shared=False, name="r.spread", bind=True)
     def spread(self: Task, number: int) -> Any:
         return self.replace(group(app.tasks["r.add"].s(one, 1) for one in range(number)))
+
+    @app.task(shared=False, name="r.ignored")
+    def ignored() -> None:
+        raise Ignore
+
+    @app.task(shared=False, name="r.chained", bind=True)
+    def chained(self: Task, at: str) -> Any:
+        """Goes on as a chain, of which the last task has its id."""
+        return self.replace(chain(app.tasks["r.wait"].si(at), app.tasks["r.value"].si(at)))
 
     return app
 
