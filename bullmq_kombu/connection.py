@@ -20,6 +20,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import redis
@@ -47,10 +48,6 @@ logger = logging.getLogger(__name__)
 
 #: Idle wires kept for the next command; more are closed when they come back.
 IDLE_WIRES = 8
-
-_ACCEPTED = frozenset(inspect.signature(redis.connection.AbstractConnection.__init__).parameters) | {
-    "host", "port", "socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_keepalive_options", "path",
-}  # fmt: skip
 
 #: What a server answers while it can do nothing for us, and may later or elsewhere.
 _NOT_NOW = {
@@ -430,8 +427,8 @@ class _Locator:
         }
 
     def _like_the_pool(self, limit: float | None) -> Any:
-        given = self._pool.connection_kwargs
-        return self._pool.connection_class(**_accepted({**given, **self._usual(limit)}, given))
+        kind, given = self._pool.connection_class, self._pool.connection_kwargs
+        return kind(**{**given, **_accepted(kind, self._usual(limit))})
 
     def _own(self, limit: float | None) -> Any:
         address, options = self.address, self.options
@@ -443,13 +440,13 @@ class _Locator:
             given["username"], given["password"] = address.username, address.password
         if address.kind == "unix":
             unix: Any = redis.connection.UnixDomainSocketConnection  # abstract in redis-py's annotations, not in its code
-            return unix(path=address.path, **_accepted(given))
+            return unix(path=address.path, **_accepted(unix, given))
         given["host"], given["port"] = self._master()
         given["socket_keepalive"] = options.socket_keepalive
         given["socket_keepalive_options"] = options.socket_keepalive_options
         if address.tls is not None:
-            return redis.connection.SSLConnection(**_accepted(given), **address.tls)
-        return redis.connection.Connection(**_accepted(given))
+            return redis.connection.SSLConnection(**_accepted(redis.connection.SSLConnection, given), **address.tls)
+        return redis.connection.Connection(**_accepted(redis.connection.Connection, given))
 
     def _master(self) -> tuple[str, int]:
         if self.address.kind == "tcp":
@@ -524,9 +521,14 @@ def _shorter(one: float | None, other: float | None) -> float | None:
     return one if other is None else other if one is None else min(one, other)
 
 
-def _accepted(given: Mapping[str, Any], also: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Without what this redis-py does not know (`protocol` came with 5.0), but for `also`, which it was made with."""
-    known = _ACCEPTED if also is None else _ACCEPTED.union(also)
+def _accepted(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what this class of this redis-py does not know: `protocol` came with 5.0, some time limits to unix sockets later still."""
+    known = _arguments_of(kind)
     # That there is no time limit has to be said: redis-py 8 has one of its own.
     said = ("socket_timeout", "socket_connect_timeout")
     return {name: value for name, value in given.items() if name in known and (value is not None or name in said)}
+
+
+@cache
+def _arguments_of(kind: type) -> frozenset[str]:
+    return frozenset(name for one in kind.__mro__ for name in inspect.signature(one.__init__).parameters)  # type: ignore[misc]
