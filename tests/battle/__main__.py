@@ -71,7 +71,7 @@ def missing(field: Battlefield) -> bool:
 
 def row(arguments: argparse.Namespace, field: Battlefield, verdict: Verdict, ended: int) -> str:
     cells = [
-        f"`{arguments.broker}` {arguments.pool}, {arguments.acks} ack", field.counts["kills"], field.counts["restarts"], field.counts["cuts"],
+        f"`{arguments.broker}` {arguments.pool}, {arguments.acks} ack", *(field.counts[what] for what in ("kills", "restarts", "cuts")),
         verdict.sent, verdict.once, verdict.rerun, len(verdict.duplicated), len(verdict.lost), ended,
         *(f"{percentile(verdict.recovery, share):.1f}" for share in (0.5, 0.95, 0.99)),
         *(f"{percentile(verdict.latency, share):.2f}" for share in (0.5, 0.99)),
@@ -80,8 +80,8 @@ def row(arguments: argparse.Namespace, field: Battlefield, verdict: Verdict, end
 
 
 HEADER = (
-    "| broker | kills | restarts | cuts | tasks sent | ran once | ran again after a kill | duplicated | lost | workers that ended by themselves"
-    " | recovery p50 (s) | p95 | p99 | start p50 (s) | p99 |\n" + "|---" * 15 + "|"
+    "| broker | kills | restarts | cuts | tasks sent | ran once | ran again after a kill | duplicated | lost"
+    " | workers that ended by themselves | recovery p50 (s) | p95 | p99 | start p50 (s) | p99 |\n" + "|---" * 15 + "|"
 )
 
 

@@ -72,8 +72,8 @@ class Battlefield:
             "BATTLE_OPTIONS": json.dumps(self.broker.options), "BATTLE_IMPORT": self.broker.imports,
         }  # fmt: skip
         with (self.folder / f"{name}.log").open("ab") as log:
-            return spawn([self.broker.python, *arguments], cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                         start_new_session=True)  # fmt: skip
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+            return spawn([self.broker.python, *arguments], cwd=self.folder, env=environment, start_new_session=True, **streams)
 
     def _start_worker(self) -> None:
         self._number += 1
