@@ -38,8 +38,10 @@ logger = logging.getLogger(__name__)
 SEND_WITHIN_S = 0.01
 #: Pause after an error of the server, so that an outage costs some calls a second.
 AFTER_ERROR_S = 0.5
-#: How often in a `stalled_interval` a worker asks whether it is time for the check: Redis lets one through, whoever makes it.
+#: How often in a `stalled_interval` a worker asks at most whether it is time for the check: Redis lets one through, whoever makes it.
 CHECKS_PER_INTERVAL = 4
+#: Redis expires the mark of the last check a little after its time, s.
+AFTER_EXPIRY_S = 0.005
 #: How long a queue that a task found limited is left alone before Redis has said for how long it is.
 UNTIL_TOLD_S = 0.1
 
@@ -333,9 +335,7 @@ class Leases:
         pause = period / 2
         if self._consumed:
             if now >= self._next_recovery:
-                self._recover()
-                # Asked more often than the interval, which one worker after the other would miss by a little.
-                self._next_recovery = now + self.options.stalled_interval / CHECKS_PER_INTERVAL
+                self._next_recovery = now + self._recover()
             pause = min(pause, max(self._next_recovery - now, 0.0))
         return 0.0 if self._sending_since is not None else pause
 
@@ -362,12 +362,16 @@ class Leases:
             if now > until:
                 self._astray.pop(token, None)
 
-    def _recover(self) -> None:
+    def _recover(self) -> float:
+        """The stalled check, where it is time for one. Returns when to ask again (seconds)."""
         with self._lock:
             bases = list(self._consumed)
         options = self.options
-        for base, job_id in scripts.recover(self._server, bases, now_ms(), options.max_stalled_count, options.stalled_ms):
+        moved, again = scripts.recover(self._server, bases, now_ms(), options.max_stalled_count, options.stalled_ms)
+        for base, job_id in moved:
             logger.warning("job %s of %s stalled and waits again", shown(job_id), base.rstrip(":"))
+        # When it is time, and not before, but for queues whose checks are due at many different times.
+        return max(again / 1000, options.stalled_interval / CHECKS_PER_INTERVAL) + AFTER_EXPIRY_S
 
     def after_fork(self) -> None:
         """In a child: nothing here is its own."""

@@ -3,11 +3,11 @@ recover: BullMQ's stalled check over several queues. A job seen active without a
 Uses: _queue
 KEYS: one "prefix:queue:" for each queue
 ARGV: 1 now, ms   2 how often a job may stall   3 interval in ms within which one check is enough, whoever makes it
-Returns: for each job that waits again: number of its queue, id
+Returns: {in how many ms the next check of one of them may be made; for each job that waits again: number of its queue, id}
 Events: waiting, stalled
 ]]
 local now, allowed = tonumber(ARGV[1]), tonumber(ARGV[2])
-local moved = {}
+local again, moved = tonumber(ARGV[3]), {}
 
 local function is_scheduled(q, id)
   local scheduler = call('HGET', q.base .. id, 'rjk')
@@ -44,6 +44,8 @@ for number, base in ipairs(KEYS) do
     for from = 1, #active, 5000 do
       call('SADD', base .. 'stalled', unpack(active, from, math.min(from + 4999, #active)))
     end
+  else
+    again = math.min(again, math.max(call('PTTL', base .. 'stalled-check'), 0))
   end
 end
-return moved
+return { again, moved }

@@ -11,7 +11,7 @@ INTERVAL_MS = 30_000
 
 
 def check(*queues: Queue, max_stalled_count: int = 1) -> list[tuple[str, str]]:
-    return scripts.recover(queues[0].server, [queue.base for queue in queues], NOW, max_stalled_count, INTERVAL_MS)
+    return scripts.recover(queues[0].server, [queue.base for queue in queues], NOW, max_stalled_count, INTERVAL_MS)[0]
 
 
 def check_again(*queues: Queue, max_stalled_count: int = 1) -> list[tuple[str, str]]:
@@ -39,6 +39,16 @@ def test_the_first_check_only_marks(queue: Queue) -> None:
     assert INTERVAL_MS - 5000 < queue.ttl("stalled-check") <= INTERVAL_MS
     assert queue.value("active") == ["b", "a"]
     assert queue.events() == []
+
+
+def test_who_comes_too_early_is_told_when_to_come_back(queue: Queue, other: Queue) -> None:
+    def wait_ms(*queues: Queue) -> int:
+        return scripts.recover(queue.server, [one.base for one in queues], NOW, 1, INTERVAL_MS)[1]
+
+    assert wait_ms(queue) == INTERVAL_MS
+    queue.set("stalled-check", "PEXPIRE", 12_000)
+
+    assert 7000 < wait_ms(queue, other) <= 12_000
 
 
 def test_the_second_check_moves_what_nobody_has_renewed(queue: Queue) -> None:
