@@ -123,6 +123,8 @@ class ResultConsumer(BaseResultConsumer):
                 self.on_state_change(meta, None)
                 if meta["status"] in (states.SUCCESS, states.FAILURE):
                     self._drop_buffered(meta.get("task_id"))
+        with self._lock:
+            self._leave_channels()
 
     def _drop_buffered(self, task_id: Any) -> None:
         """A result that nobody waits for was put aside for who may ask; this one has just been given."""
@@ -141,11 +143,17 @@ class ResultConsumer(BaseResultConsumer):
     def drain_events_until(self, p: Any, timeout: float | None = None, on_interval: Any = None) -> Iterator[None]:
         """As Celery's, but no single wait goes beyond the deadline."""
         until = None if timeout is None else time.monotonic() + timeout
-        interval = 1.0 if timeout is None else min(max(timeout / 10, 0.02), 1.0)
+        interval = 1.0
+        if timeout is not None:
+            # Celery 5.3 takes 0 for "for ever".
+            timeout = max(timeout, 0.001)
+            interval = min(max(timeout / 10, 0.02), 1.0)
 
         def wait(timeout: float) -> None:
             left = timeout if until is None else min(1.0, until - time.monotonic())
-            self.drain_events(max(left, 0.0))
+            # Celery 5.3 waits before it looks whether there is anything to wait for.
+            if not p.ready:
+                self.drain_events(max(left, 0.0))
 
         result: Iterator[None] = self.drainer.drain_events_until(p, timeout=timeout, interval=interval, on_interval=on_interval, wait=wait)
         return result
@@ -182,10 +190,9 @@ class ResultConsumer(BaseResultConsumer):
         for what in heard:
             try:
                 meta = self.backend.decode_result(what.encode("utf-8", "surrogateescape")) if isinstance(what, str) else what
-                token = _token(meta)
-                if token is None or self._watched.get(meta["task_id"], token) != token:
-                    if meta["task_id"] in self._watched:
-                        self._watched[meta["task_id"]] = token
+                task_id, token = meta["task_id"], _token(meta)
+                if task_id in self._watched and (token is None or self._watched[task_id] != token):
+                    self._watched[task_id] = token
                     self.on_state_change(meta, what if isinstance(what, str) else None)
             except Exception as error:
                 unreadable = error
