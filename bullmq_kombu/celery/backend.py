@@ -7,8 +7,10 @@ worker could store nothing any more.
     job                                 task
     waiting, prioritized, delayed       PENDING, or RETRY when it was tried before
     active                              STARTED; its `info` is the job's progress
-    completed                           SUCCESS with the return value; unknown where the task was ignored or replaced, as with `redis://`
+    completed                           SUCCESS with the return value
     failed                              FAILURE: a bullmq_kombu.JobFailed with the reason; the stack trace is the traceback
+
+A job whose task or result is ignored, or that has gone on as another, tells nothing: the field `silent` of its hash says so.
 
 `result_backend_transport_options` are those of the broker that have to do with the connection, and `retry_policy`, as with `redis://`. The
 prefix and Sentinel's options are the broker's where they are not given.

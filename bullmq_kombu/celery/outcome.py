@@ -165,6 +165,11 @@ class JobRequest:
         """This object as the Celery request it is mixed into."""
         return self
 
+    @property
+    def _is_ignored(self) -> bool:
+        """Whether Celery stores no result: then the job tells none to Celery either. Where it stores one all the same, that is what counts."""
+        return bool(self._request.ignore_result or self._request.task.ignore_result)
+
     def on_accepted(self, pid: int, time_accepted: float) -> Any:
         if self._delivery is not None:
             self._delivery.start(at_most_once=not self._request.task.acks_late, here=_tasks_run_here)
@@ -173,7 +178,7 @@ class JobRequest:
     def _job_returned(self, retval: Any) -> None:
         if self._delivery is not None:
             if isinstance(retval, Returned):
-                self._delivery.complete(retval.returnvalue, retval.note)
+                self._delivery.complete(retval.returnvalue, retval.note, silent=self._is_ignored)
             else:
                 self._delivery.complete(log="the return value did not reach the worker's main process")
 
@@ -210,7 +215,8 @@ class JobRequest:
             if isinstance(exc, (SystemExit, KeyboardInterrupt)):
                 exc = WorkerLostError(f"Worker exited prematurely: {type(exc).__name__} {exc}".rstrip())
             raised = getattr(exc_info, "raised", None) or Raised(reason_of(exc), isinstance(exc, UnrecoverableError))
-            delivery.fail(raised.reason, trace, final=raised.is_unrecoverable or isinstance(exc, (WorkerLostError, TimeLimitExceeded)))
+            final = raised.is_unrecoverable or isinstance(exc, (WorkerLostError, TimeLimitExceeded))
+            delivery.fail(raised.reason, trace, final=final, silent=self._is_ignored)
 
     def _job_rejected(self, exc: Any, trace: str) -> None:
         delivery = cast("Delivery", self._delivery)

@@ -270,8 +270,10 @@ def test_an_ignored_result_is_not_stored_and_not_waited_for(app: Celery, queue: 
     assert result.get(timeout=0) is None
     Job(redis_client, queue, result.id).wait_for("completed")
     assert not redis_client.exists(key_of(result))
-    # Somebody else, who does not know that it is ignored, finds what the job tells.
-    assert AsyncResult(result.id, app=app).get(timeout=1) == "anything"
+    assert AsyncResult(result.id, app=app).state == "PENDING", "as with redis://, though the job has the value"
+    failed = send(app, "r.fail", "no", ignore_result=True)
+    Job(redis_client, queue, failed.id).wait_for("failed")
+    assert AsyncResult(failed.id, app=app).state == "PENDING"
 
 
 def test_extended_results_tell_of_the_call(app_of: AppOf, queue_name: str, server: Server, tmp_path: Path) -> None:

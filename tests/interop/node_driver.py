@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import subprocess
 import tempfile
 import threading
@@ -25,6 +26,8 @@ from waiting import TIMEOUT_S, wait_until
 HERE = Path(__file__).parent / "node"
 VERSIONS = ("v6", "v5")
 """Directories under ``node/``: each pins one major version of BullMQ."""
+V5_VARIABLE = "BULLMQ_KOMBU_V5"
+"""Names another directory than ``v5`` for that version: ``v5-oldest`` has the oldest BullMQ that is supported."""
 
 CALL_TIMEOUT_S = 20.0
 INSTALL_TIMEOUT_S = 300.0
@@ -52,7 +55,7 @@ def install_node(version: str) -> Path:
 
     That is ``npm ci``, once, and again when the lock file changed.
     """
-    folder = HERE / version
+    folder = HERE / (os.environ.get(V5_VARIABLE, version) if version == "v5" else version)
     name = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
     # Not inside node_modules, which npm deletes, and not beside it, where it would be one more file to ignore.
     with (Path(tempfile.gettempdir()) / f"bullmq-kombu-npm-{name}.lock").open("w") as lock:

@@ -44,7 +44,7 @@ def outcomes(scheme: str, arguments: list[str]) -> dict[str, str]:
         url = server.url_of(scheme)
         environment = {
             **os.environ, "TEST_BROKER": url, "TEST_BACKEND": url, "REDIS_HOST": "127.0.0.1", "REDIS_PORT": str(server.port),
-            "PYTHONPATH": scratch,
+            "PYTHONPATH": scratch, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }  # fmt: skip
         # The tests alone: what they test is the Celery that is installed. Many ask whether the backend's URL begins with "redis", and are
         # skipped where it does not; here they mean ours too.
