@@ -119,14 +119,10 @@ CPU = [
     ),
 ]
 BYTES = [
-    Row(
-        "bytes of a waiting job",
-        _one("bytes", bullmq="waiting", redis="waiting", node="waiting"),
-        (Bar("node", at_most=1.15),),
-        "bytes",
-        "B",
-    ),
-    Row("bytes of a job kept when done", _one("bytes", bullmq="kept", node="kept"), (), "bytes", "B"),
+    Row("a waiting job", _one("bytes", bullmq="waiting", redis="waiting", node="waiting"), (Bar("node", at_most=1.15),), "bytes", "B"),
+    Row("a waiting job; Node's with a number for its id", _one("bytes", bullmq="waiting", node="waiting, numbered"), (), "bytes", "B"),
+    Row("a job kept when done", _one("bytes", bullmq="kept", node="kept"), (), "bytes", "B"),
+    Row("a job kept when done; Node's with a number for its id", _one("bytes", bullmq="kept", node="kept, numbered"), (), "bytes", "B"),
 ]
 
 

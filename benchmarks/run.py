@@ -78,20 +78,22 @@ class Bench:
                 self.measure(area, one.system, one.command(self.server.port), one.environment(self.server.port))
 
     def memory(self) -> None:
-        """Bytes of a task's job; Node's has the same name, data and options."""
+        """Bytes of a task's job; Node's has the same name, data and options, and ids of the same kind or numbers."""
         count, area = self.sizes.bytes, "bytes"
         for system in ("bullmq", "redis"):
             command = script("memory", system, str(self.server.port), str(count))
             self.measure(area, system, command, {"BENCH_BROKER": f"{system}://127.0.0.1:{self.server.port}/0"})
-        self._empty()
-        fill = (task.NAME, json.dumps(task.KWARGS), json.dumps(task.KEPT))
-        with self.server.client() as client:
-            self.run(node_command(str(self.server.port), "fill", "1", *fill), {})
-            before = _used(client)
-            self.run(node_command(str(self.server.port), "fill", str(count), *fill), {})
-            self.results[area, "node", "waiting"].append({"bytes": (_used(client) - before) / count})
-            self.run(node_command(str(self.server.port), "drain", str(count + 1)), {})
-            self.results[area, "node", "kept"].append({"bytes": (_used(client) - before) / count})
+        for ids, suffix in (("uuid", ""), ("number", ", numbered")):
+            self._empty()
+            fill = (ids, task.NAME, json.dumps(task.KWARGS), json.dumps(task.KEPT))
+            port = str(self.server.port)
+            with self.server.client() as client:
+                self.run(node_command(port, "fill", "1", *fill), {})
+                before = _used(client)
+                self.run(node_command(port, "fill", str(count), *fill), {})
+                self.results[area, "node", f"waiting{suffix}"].append({"bytes": (_used(client) - before) / count})
+                self.run(node_command(port, "drain", str(count + 1)), {})
+                self.results[area, "node", f"kept{suffix}"].append({"bytes": (_used(client) - before) / count})
 
     def idle(self) -> None:
         """All at the same time, each with a server of its own: they do next to nothing."""

@@ -2,11 +2,12 @@
 //
 //   node work.js <directory with node_modules/bullmq> <port> <work> [numbers …]
 //
-// Works: add COUNT · addBulk COUNT BATCH · worker COUNT CONCURRENCY · latency COUNT · trip COUNT · fill COUNT NAME DATA OPTS · idle QUEUES
+// Works: add COUNT · addBulk COUNT BATCH · worker COUNT CONCURRENCY · latency COUNT · trip COUNT · fill COUNT IDS NAME DATA OPTS · idle QUEUES
 'use strict';
 
 const { createRequire } = require('node:module');
 const { fork } = require('node:child_process');
+const { randomUUID } = require('node:crypto');
 const path = require('node:path');
 
 const [home, port, work, ...given] = process.argv.slice(2);
@@ -120,11 +121,12 @@ const works = {
     return { 'round trip': { samples } };
   },
 
-  // Jobs like somebody else's: their name, data and options are given.
-  async fill(count, job, data, opts) {
+  // Jobs like somebody else's: their name, data and options are given, and whether they have ids of their own (uuid) or numbers.
+  async fill(count, ids, job, data, opts) {
+    const own = () => (ids === 'uuid' ? { jobId: randomUUID() } : {});
     const queue = new Queue(name, { connection });
     for (let left = count; left > 0; left -= 500) {
-      const jobs = Array.from({ length: Math.min(500, left) }, () => ({ name: job, data: JSON.parse(data), opts: JSON.parse(opts) }));
+      const jobs = Array.from({ length: Math.min(500, left) }, () => ({ name: job, data: JSON.parse(data), opts: { ...JSON.parse(opts), ...own() } }));
       await queue.addBulk(jobs);
     }
     return {};
