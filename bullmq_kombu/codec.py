@@ -36,7 +36,7 @@ from bullmq_kombu.telemetry import carrier_of, headers_of, without_trace
 HEADERS: Mapping[str, Any] = {
     "lang": "py", "shadow": None, "eta": None, "expires": None, "group": None, "group_index": None, "retries": 0,
     "timelimit": [None, None], "parent_id": None, "ignore_result": False, "replaced_task_nesting": 0, "stamped_headers": None,
-    "stamps": {},
+    "stamps": {}, "argsrepr": "()", "kwargsrepr": "{}",
 }  # fmt: skip
 EMBED: Mapping[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 #: Properties the transport sets itself on the way out.
