@@ -378,7 +378,8 @@ def test_chords_within_chains_groups_and_chords(app: Celery) -> None:
     # In which order Celery's releases differ; they agree that a group among the parts is parts.
     assert sorted(nested.get(timeout=TIMEOUT_S)) == [3, 10, 12]
     replaced = chord([app.tasks["r.spread"].s(3)])(app.tasks["r.value"].s())
-    assert replaced.get(timeout=TIMEOUT_S) == [[1, 2, 3]]
+    # Celery 5.3 does not number the parts of a group that replaces a task: their order is then nobody's.
+    assert [sorted(part) for part in replaced.get(timeout=TIMEOUT_S)] == [[1, 2, 3]]
 
 
 def test_a_chord_with_a_part_that_fails(app: Celery) -> None:
