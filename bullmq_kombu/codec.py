@@ -6,6 +6,7 @@ What a Node processor reads is in `name` and `data`; what Celery needs besides i
         "m" for the JSON body of a message without a task
     i   the task id, where it is not the job id
     h   headers that differ from those every Celery message has (HEADERS)
+    a, r, o   the headers argsrepr, kwargsrepr, origin, which most tasks have; q   the property reply_to
     -   those of HEADERS that the message does not have
     p   properties other than the ones a transport sets
     x   exchange and routing key, where there is an exchange
@@ -43,6 +44,9 @@ EMBED: Mapping[str, Any] = {"callbacks": None, "errbacks": None, "chain": None, 
 _OWN_PROPERTIES = frozenset(
     {"delivery_info", "delivery_tag", "body_encoding", "priority", "delivery_mode", "correlation_id", "bullmq", "published_ms"}
 )
+
+#: Headers that most tasks have, each another one.
+_SHORT = {"argsrepr": "a", "kwargsrepr": "r", "origin": "o"}
 
 JSON_TYPE = "application/json"
 MESSAGE_NAME = "kombu.message"
@@ -231,11 +235,12 @@ def _opaque(body: Any, kind: Any, headers: Mapping[str, Any], celery: dict[str, 
 
 def _keep_headers(headers: Mapping[str, Any], task_id: Any, celery: dict[str, Any]) -> None:
     kept: dict[str, Any] = {}
-    usual = HEADERS
+    usual, short = HEADERS, _SHORT
     for name, value in headers.items():
-        if name in usual:
-            if value != usual[name]:
-                kept[name] = value
+        if name in usual and value == usual[name]:
+            pass
+        elif name in short:
+            celery[short[name]] = value
         elif name == "root_id":
             if value != task_id:
                 kept[name] = value
@@ -258,6 +263,8 @@ def _keep_properties(properties: Mapping[str, Any], task_id: Any, celery: dict[s
         kept["correlation_id"] = properties["correlation_id"]
     if properties.get("delivery_mode", 2) != 2:
         kept["delivery_mode"] = properties["delivery_mode"]
+    if "reply_to" in kept:
+        celery["q"] = kept.pop("reply_to")
     info = properties.get("delivery_info") or {}
     if info.get("exchange"):
         celery["x"] = [info["exchange"], info.get("routing_key")]
@@ -358,12 +365,17 @@ def _own(queue: str, job_id: str, fields: Mapping[str, str], celery: dict[str, A
         headers = {
             **HEADERS, "timelimit": [None, None], "stamps": {}, "task": fields.get("name"), "id": task_id, "root_id": task_id, **kept,
         }  # fmt: skip
+        for name, short in _SHORT.items():
+            if short in celery:
+                headers[name] = celery[short]
         for name in celery.get("-") or ():
             headers.pop(name, None)
     trace = headers_of(fields.get("opts", ""))
     if trace:
         headers = {**trace, **headers}
     properties: dict[str, Any] = dict(celery.get("p") or {})
+    if "q" in celery:
+        properties["reply_to"] = celery["q"]
     exchange, routing_key = celery.get("x") or ("", queue)
     if task_id is not None:
         properties.setdefault("correlation_id", task_id)

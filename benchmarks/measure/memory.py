@@ -24,6 +24,7 @@ def main(scheme: str, port: int, count: int) -> None:
     client = client_of(port)
     options: dict[str, Any] = {"bullmq": KEPT} if scheme == "bullmq" else {}
     with app.producer_pool.acquire(block=True) as producer:
+        app.conf.task_ignore_result = False
         send = app.task(send_receipt, name=NAME).apply_async
         send(kwargs=KWARGS, producer=producer, queue=QUEUE, **options)
         before = used(client)
