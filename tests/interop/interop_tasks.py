@@ -29,29 +29,29 @@ def ledger() -> redis.Redis:
     return redis.Redis.from_url(os.environ["INTEROP_REDIS"], decode_responses=True)
 
 
-@app.task(bind=True, name="seen")
+@app.task(shared=False, bind=True, name="seen")
 def seen(self: Any, *args: Any, **kwargs: Any) -> Any:
     """What the task was called with."""
     return {"task": self.name, "id": self.request.id, "args": list(args), "kwargs": kwargs}
 
 
-@app.task(name="value")
+@app.task(shared=False, name="value")
 def value(value: Any) -> Any:
     return value
 
 
-@app.task(name="made")
+@app.task(shared=False, name="made")
 def made(expression: str) -> Any:
     """A result that is no JSON, or that JSON writes in its own way."""
     return {"set": {1}, "nan": float("nan"), "object": object(), "bytes": b"\0", "tuple": (1, 2), "keys": {1: "one"}}[expression]
 
 
-@app.task(name="fail")
+@app.task(shared=False, name="fail")
 def fail(message: str = "no such address", kind: str = "ValueError") -> None:
     raise {"ValueError": ValueError, "KeyError": KeyError, "OSError": OSError}[kind](message)
 
 
-@app.task(name="fail.late", acks_late=True)
+@app.task(shared=False, name="fail.late", acks_late=True)
 def fail_late(message: str = "no such address") -> None:
     raise ValueError(message)
 
@@ -64,25 +64,25 @@ def _fail_until(key: str, times: int) -> Any:
     return {"attempt": attempt}
 
 
-@app.task(name="fail_until")
+@app.task(shared=False, name="fail_until")
 def fail_until(key: str, times: int) -> Any:
     """Fails the first `times` times."""
     return _fail_until(key, times)
 
 
-@app.task(name="fail_until.late", acks_late=True)
+@app.task(shared=False, name="fail_until.late", acks_late=True)
 def fail_until_late(key: str, times: int) -> Any:
     return _fail_until(key, times)
 
 
-@app.task(name="unrecoverable")
+@app.task(shared=False, name="unrecoverable")
 def unrecoverable(message: str) -> None:
     from bullmq_kombu import UnrecoverableError
 
     raise UnrecoverableError(message)
 
 
-@app.task(name="unrecoverable.auto", autoretry_for=(Exception,), retry_backoff=False, default_retry_delay=0)
+@app.task(shared=False, name="unrecoverable.auto", autoretry_for=(Exception,), retry_backoff=False, default_retry_delay=0)
 def unrecoverable_auto(message: str) -> None:
     """Celery would try again whatever is raised."""
     from bullmq_kombu import UnrecoverableError
@@ -90,7 +90,7 @@ def unrecoverable_auto(message: str) -> None:
     raise UnrecoverableError(message)
 
 
-@app.task(bind=True, name="again", max_retries=5)
+@app.task(shared=False, bind=True, name="again", max_retries=5)
 def again(self: Any, times: int, countdown: float) -> Any:
     """Asks Celery for another try, `times` times."""
     try:
@@ -101,7 +101,7 @@ def again(self: Any, times: int, countdown: float) -> Any:
     return {"retries": self.request.retries, "id": self.request.id}
 
 
-@app.task(name="two")
+@app.task(shared=False, name="two")
 def two(a: Any, b: Any = None) -> Any:
     return [a, b]
 
@@ -113,25 +113,25 @@ def _hold(key: str, result: Any) -> Any:
     return result
 
 
-@app.task(name="hold")
+@app.task(shared=False, name="hold")
 def hold(key: str, result: Any = None) -> Any:
     """Runs until something is pushed to `<key>:gate`."""
     return _hold(key, result)
 
 
-@app.task(name="hold.late", acks_late=True)
+@app.task(shared=False, name="hold.late", acks_late=True)
 def hold_late(key: str, result: Any = None) -> Any:
     return _hold(key, result)
 
 
-@app.task(name="note")
+@app.task(shared=False, name="note")
 def note(key: str, text: Any) -> None:
     """One more line in the list `key`: the order in which tasks ran."""
     with ledger() as client:
         client.rpush(key, json.dumps(text))
 
 
-@app.task(name="count")
+@app.task(shared=False, name="count")
 def count(key: str, n: int) -> int:
     """Counts how often `n` was done."""
     with ledger() as client:
@@ -142,7 +142,7 @@ def count(key: str, n: int) -> int:
 # -- what a task asks of its job ---------------------------------------------------------------------------------------------
 
 
-@app.task(bind=True, name="job.about")
+@app.task(shared=False, bind=True, name="job.about")
 def about(self: Any, **kwargs: Any) -> Any:
     """All that `current_job` says."""
     from bullmq_kombu import current_job
@@ -160,7 +160,7 @@ def _lock_of(key: str) -> Any:
         return client.get(f"{key}:lock")
 
 
-@app.task(name="job.tell")
+@app.task(shared=False, name="job.tell")
 def tell(progress: Any = None, lines: Any = (), data: Any = None) -> Any:
     from bullmq_kombu import current_job
 
@@ -173,13 +173,13 @@ def tell(progress: Any = None, lines: Any = (), data: Any = None) -> Any:
     return {"counts": counts, "data": job.data}
 
 
-@app.task(name="job.inner")
+@app.task(shared=False, name="job.inner")
 def inner_job() -> Any:
     """A task called by a task still has the job of the outer one."""
     return job_id.apply().result
 
 
-@app.task(name="job.id")
+@app.task(shared=False, name="job.id")
 def job_id() -> Any:
     from bullmq_kombu import current_job
 
@@ -198,18 +198,18 @@ def _gather(queue: str, children: int, key: str, **policy: Any) -> Any:
     return {"values": sorted(job.get_children_values().values()), "started": job.attempts_started, "made": job.attempts_made}
 
 
-@app.task(name="job.gather")
+@app.task(shared=False, name="job.gather")
 def gather(queue: str, children: int, key: str) -> Any:
     """Makes children the first time, and waits for them."""
     return _gather(queue, children, key)
 
 
-@app.task(name="job.gather.late", acks_late=True, autoretry_for=(Exception,))
+@app.task(shared=False, name="job.gather.late", acks_late=True, autoretry_for=(Exception,))
 def gather_late(queue: str, children: int, key: str) -> Any:
     return _gather(queue, children, key)
 
 
-@app.task(name="job.children")
+@app.task(shared=False, name="job.children")
 def children() -> Any:
     """A parent that reports how its children ended."""
     from bullmq_kombu import current_job
@@ -218,7 +218,7 @@ def children() -> Any:
     return {"values": job.get_children_values(), "ignored": job.get_ignored_children_failures(), "counts": job.get_dependencies_count()}
 
 
-@app.task(name="job.limited", autoretry_for=(Exception,))
+@app.task(shared=False, name="job.limited", autoretry_for=(Exception,))
 def limited(key: str, ms: int) -> Any:
     """Finds the queue limited the first time."""
     from bullmq_kombu import RateLimitError, current_job
@@ -255,7 +255,7 @@ def trace_everything() -> Any:
 exporter = trace_everything() if os.environ.get("INTEROP_TRACES") else None
 
 
-@app.task(name="trace.baggage")
+@app.task(shared=False, name="trace.baggage")
 def trace_baggage(then: Any = None) -> Any:
     """What a task knows of the trace it is part of; `then` is another task to send from within."""
     from opentelemetry import baggage, trace
@@ -265,7 +265,7 @@ def trace_baggage(then: Any = None) -> Any:
     return {"trace": f"{trace.get_current_span().get_span_context().trace_id:032x}", "baggage": dict(baggage.get_all())}
 
 
-@app.task(name="trace.spans")
+@app.task(shared=False, name="trace.spans")
 def trace_spans() -> Any:
     """All spans that have ended in this process."""
     assert exporter is not None

@@ -33,8 +33,8 @@ def task(name: str, **options: Any) -> Callable[[Callable[..., Any]], None]:
     """Registers a function under `name` and `name.late`."""
 
     def register(run: Callable[..., Any]) -> None:
-        app.task(name=name, bind=True, **options)(run)
-        app.task(name=f"{name}.late", bind=True, acks_late=True, **options)(run)
+        app.task(name=name, bind=True, shared=False, **options)(run)
+        app.task(name=f"{name}.late", bind=True, shared=False, acks_late=True, **options)(run)
 
     return register
 
