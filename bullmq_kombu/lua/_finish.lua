@@ -20,12 +20,15 @@ local function settle(q)
 end
 
 -- Takes the lock away from this delivery: 0, -2 (nobody holds it) or -6 (another delivery does). Token '0' asks nobody.
-local function unlock(q, id, token)
+-- `held` is the lock's value, where it is known.
+local function unlock(q, id, token, held)
   if token == '0' then
     return 0
   end
   local key = q.base .. id .. ':lock'
-  local held = call('GET', key)
+  if held == nil then
+    held = call('GET', key)
+  end
   if held ~= token then
     return held and -6 or -2
   end
@@ -40,8 +43,8 @@ end
 
 -- Out of `active`, guarded: 0, -2, -6 or -3 (not active). The list is searched from the end where a job of this call was
 -- last: jobs mostly end in the order in which they were taken, but old ones may lie at the tail for long.
-local function leave_active(q, id, token)
-  local code = unlock(q, id, token)
+local function leave_active(q, id, token, held)
+  local code = unlock(q, id, token, held)
   if code == 0 then
     if q.from == nil then
       q.from = call('LINDEX', q.base .. 'active', -1) == id and -1 or 1
@@ -107,28 +110,10 @@ local function prune(q, target, keep, now)
   end
 end
 
--- `text` is the return value (JSON) or the reason; `stack` the JSON list of traces ('' when completed); `keep` is
--- {count, age, limit} with count -1 for all and 0 for none; `more` may hold log, metrics, tm, silent.
-local function finish(q, target, id, token, now, text, stack, keep, attempts, more)
-  local key = q.base .. id
-  local found = call('HMGET', key, 'name', 'atm', 'defa', 'deid', 'parentKey', 'parent')
-  if not found[1] and call('EXISTS', key) == 0 then
-    return -1
-  end
-  local is_completed = target == 'completed'
-  if is_completed and call('EXISTS', key .. ':dependencies', key .. ':unsuccessful') > 0 then
-    return call('EXISTS', key .. ':dependencies') == 1 and -4 or -9
-  end
-  local code = leave_active(q, id, token)
-  if code ~= 0 then
-    return code
-  end
-  local property = is_completed and 'returnvalue' or 'failedReason'
-  local made = (tonumber(found[2] or 0) or 0) + 1
+-- What the end of a job means to the owner of its deduplication id and to its parent; `found` is as `finish` reads it.
+local function tell_others(q, key, id, found, is_completed, text, now)
   local dedup, parent_key = found[4], found[5]
-  if dedup or parent_key then
-    settle(q)
-  end
+  settle(q)
   if dedup then
     release_deduplication(q, id, dedup, now)
   end
@@ -139,9 +124,50 @@ local function finish(q, target, id, token, now, text, stack, keep, attempts, mo
       child_failed(key, parent_key, found[6], text, now)
     end
   end
+end
+
+local function keep_nothing(key, parent_key)
+  detach_from_parent(key, parent_key)
+  delete_job_keys(key)
+end
+
+-- What few ends have besides.
+local function keep_more(key, more, now)
+  if more.tm then
+    call('HSET', key, 'tm', more.tm)
+  end
+  if more.silent then
+    call('HSET', key, 'silent', now)
+  end
+  if more.log then
+    call('RPUSH', key .. ':logs', more.log)
+  end
+end
+
+-- `text` is the return value (JSON) or the reason; `stack` the JSON list of traces ('' when completed); `keep` is
+-- {count, age, limit} with count -1 for all and 0 for none; `more` may hold log, metrics, tm, silent. `held` is the lock's
+-- value and `is_childless` true, where that is known.
+local function finish(q, target, id, token, now, text, stack, keep, attempts, more, held, is_childless)
+  local key = q.base .. id
+  local found = call('HMGET', key, 'name', 'atm', 'defa', 'deid', 'parentKey', 'parent')
+  if not found[1] and call('EXISTS', key) == 0 then
+    return -1
+  end
+  local is_completed = target == 'completed'
+  if is_completed and not is_childless and call('EXISTS', key .. ':dependencies', key .. ':unsuccessful') > 0 then
+    return call('EXISTS', key .. ':dependencies') == 1 and -4 or -9
+  end
+  local code = leave_active(q, id, token, held)
+  if code ~= 0 then
+    return code
+  end
+  local property = is_completed and 'returnvalue' or 'failedReason'
+  local made = (tonumber(found[2] or 0) or 0) + 1
+  if found[4] or found[5] then
+    tell_others(q, key, id, found, is_completed, text, now)
+  end
   if keep.count == 0 then
-    detach_from_parent(key, parent_key)
-    delete_job_keys(key)
+    keep_nothing(key, found[5])
   else
     q.finished = q.finished or {}
     local members = q.finished[target] or {}
@@ -156,14 +182,8 @@ local function finish(q, target, id, token, now, text, stack, keep, attempts, mo
     if found[3] then
       call('HDEL', key, 'defa')
     end
-    if more.tm then
-      call('HSET', key, 'tm', more.tm)
-    end
-    if more.silent then
-      call('HSET', key, 'silent', now)
-    end
-    if more.log then
-      call('RPUSH', key .. ':logs', more.log)
+    if more.tm or more.silent or more.log then
+      keep_more(key, more, now)
     end
   end
   emit_and_trim_once(q, target, 'jobId', id, property, text, 'prev', 'active')
@@ -243,6 +263,19 @@ local function put_back(q, id, token)
   wake(q)
   emit_trimming(q, 'waiting', 'jobId', id, 'prev', 'active')
   return 0
+end
+
+-- Any end but completed, failed and commit.
+local function go_on(q, what, id, token, now, text, stack, delay, more)
+  if what == 'retry' then
+    return try_again(q, id, token, now, text, stack, delay, more)
+  end
+  local code = put_back(q, id, token)
+  if what == 'limit' and code == 0 then
+    code = math.max(call('PTTL', q.base .. 'limiter'), 0)
+    q.closed = code > 0 and code or nil
+  end
+  return code
 end
 
 -- From now on at most once: whoever takes this job after a stall fails it.

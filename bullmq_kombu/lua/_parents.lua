@@ -104,7 +104,10 @@ local function forget_jobs(q, ids)
   local keys = {}
   for _, id in ipairs(ids) do
     local key = q.base .. id
-    detach_from_parent(key, call('HGET', key, 'parentKey'))
+    local parent_key = call('HGET', key, 'parentKey')
+    if parent_key then
+      detach_from_parent(key, parent_key)
+    end
     local at = #keys
     keys[at + 1], keys[at + 2], keys[at + 3] = key, key .. ':logs', key .. ':dependencies'
     keys[at + 4], keys[at + 5], keys[at + 6] = key .. ':processed', key .. ':failed', key .. ':unsuccessful'

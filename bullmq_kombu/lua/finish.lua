@@ -1,6 +1,7 @@
 --[[
 finish: ends many deliveries, each guarded by its own token, then takes the next jobs.
 Uses: _queue _take _parents _add _finish
+Rare: promote fail_ghost tell_others keep_nothing keep_more detach_from_parent count_metric go_on wake
 KEYS: one "prefix:queue:" for each queue; the first ones are those to take from, in this order
 ARGV: 1 now, ms   2 how many of KEYS to take from   3 wanted, 0 to take none   4 token of the new deliveries   5 lock, ms
   6 worker name, ''   7 limiter max, ''   8 limiter duration in ms, ''   then for each delivery
@@ -18,16 +19,43 @@ Events: completed, failed, retries-exhausted, delayed, waiting, drained; of pare
 local HEAD, EACH = 8, 11
 local now, wanted = tonumber(ARGV[1]), tonumber(ARGV[3])
 local opened, codes, kept, ended = {}, {}, {}, {}
+local nothing, usual_keep = {}, {}
+
+-- The policy of the delivery at `at`; mostly that of the one before.
+local function keep_at(at)
+  local count, age, limit = ARGV[at + 6], ARGV[at + 7], ARGV[at + 8]
+  local usual = usual_keep
+  if count ~= usual[1] or age ~= usual[2] or limit ~= usual[3] then
+    usual = { count, age, limit, { count = tonumber(count) or -1, age = tonumber(age), limit = tonumber(limit) or 1000 } }
+    usual_keep = usual
+  end
+  return usual[4]
+end
 
 local function prune_later(q, target, keep)
   local key = q.base .. target
   local before = kept[key]
-  if before and (before.keep.count ~= keep.count or before.keep.age ~= keep.age) then
+  if before and before.keep == keep then
+    return
+  elseif before and (before.keep.count ~= keep.count or before.keep.age ~= keep.age) then
     settle(q)
     prune(q, target, before.keep, now)
   end
   kept[key] = { q = q, target = target, keep = keep }
 end
+
+-- What is asked of every job is asked for all of them at once: who holds the locks, and whether any completed one has children.
+local locks, families = {}, {}
+for at = HEAD + 1, #ARGV, EACH do
+  local key = KEYS[tonumber(ARGV[at + 1])] .. ARGV[at + 2]
+  locks[#locks + 1] = key .. ':lock'
+  if ARGV[at] == 'completed' then
+    families[#families + 1] = key .. ':dependencies'
+    families[#families + 1] = key .. ':unsuccessful'
+  end
+end
+local held = #locks > 0 and call('MGET', unpack(locks)) or nothing
+local is_childless = #families > 0 and call('EXISTS', unpack(families)) == 0
 
 for at = HEAD + 1, #ARGV, EACH do
   local what, number, id, token = ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], ARGV[at + 3]
@@ -37,29 +65,21 @@ for at = HEAD + 1, #ARGV, EACH do
     q = open_queue(KEYS[number])
     opened[number] = q
   end
-  local more = ARGV[at + 10] ~= '' and cjson.decode(ARGV[at + 10]) or {}
+  local more = ARGV[at + 10] ~= '' and cjson.decode(ARGV[at + 10]) or nothing
   local code
   if what == 'completed' or what == 'failed' then
-    local keep = { count = tonumber(ARGV[at + 6]) or -1, age = tonumber(ARGV[at + 7]), limit = tonumber(ARGV[at + 8]) or 1000 }
-    code = finish(q, what, id, token, now, text, stack, keep, tonumber(ARGV[at + 9]) or 0, more)
+    local keep, lock = keep_at(at), held[#codes + 1]
+    code = finish(q, what, id, token, now, text, stack, keep, tonumber(ARGV[at + 9]) or 0, more, lock, is_childless)
     if code == 0 then
       ended[number] = true
       if keep.count ~= 0 and (keep.count > 0 or keep.age) then
         prune_later(q, what, keep)
       end
     end
-  elseif what == 'retry' then
-    code = try_again(q, id, token, now, text, stack, tonumber(ARGV[at + 9]) or 0, more)
-  elseif what == 'release' then
-    code = put_back(q, id, token)
-  elseif what == 'limit' then
-    code = put_back(q, id, token)
-    if code == 0 then
-      code = math.max(call('PTTL', q.base .. 'limiter'), 0)
-      q.closed = code > 0 and code or nil
-    end
-  else
+  elseif what == 'commit' then
     code = commit(q, id, token)
+  else
+    code = go_on(q, what, id, token, now, text, stack, tonumber(ARGV[at + 9]) or 0, more)
   end
   codes[#codes + 1] = code
 end

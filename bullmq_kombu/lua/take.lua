@@ -1,6 +1,7 @@
 --[[
 take: activates up to `wanted` waiting jobs of several queues, in the order of KEYS.
 Uses: _queue _take
+Rare: promote fail_ghost
 KEYS: one "prefix:queue:" for each queue
 ARGV: 1 now, ms   2 wanted   3 token of these deliveries   4 lock, ms   5 worker name, ''   6 limiter max, ''
   7 limiter duration in ms, ''
