@@ -22,6 +22,7 @@ from kombu.transport import base as kombu_base
 from kombu.transport import virtual
 from kombu.utils.json import dumps as kombu_dumps
 from kombu.utils.json import loads as kombu_loads
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from bullmq_kombu import scripts
 from bullmq_kombu.batch import PublishBatch, batching
@@ -153,6 +154,12 @@ class Channel(virtual.Channel):
         return [(routing_key, pattern, queue) for routing_key, pattern, queue in self.bindings.of(exchange, now_ms())]
 
     # -- publishing ------------------------------------------------------------------------------------------------------
+
+    def basic_publish(self, message: Any, exchange: str = "", routing_key: str = "", **kwargs: Any) -> Any:
+        if self.closed:
+            # Kombu has lost the connection while it declared the queue; now it makes another and publishes again.
+            raise RedisConnectionError("the channel was closed")
+        return super().basic_publish(message, exchange=exchange, routing_key=routing_key, **kwargs)
 
     def _next_delivery_tag(self) -> str:
         return ""

@@ -58,7 +58,7 @@ def schedule(seconds: float, kills: int, restarts: int, cuts: int, seed: str) ->
 
 
 def read(field: Battlefield) -> Ledger:
-    ledger = Ledger(kills=field.kills)
+    ledger = Ledger(kills=field.kills, outages=field.outages)
     if field.ledger_file.exists():
         ledger.read(line for line in field.ledger_file.read_text().splitlines(keepends=True) if line.endswith("\n"))
     return ledger
@@ -119,7 +119,9 @@ def main() -> int:
     verdict = judge(ledger)
     print(HEADER)
     print(row(arguments, field, verdict, ended))
-    (folder / "verdict.json").write_text(json.dumps({**vars(verdict), "kills": [(at, sorted(pids)) for at, pids in field.kills]}))
+    (folder / "verdict.json").write_text(
+        json.dumps({**vars(verdict), "outages": field.outages, "kills": [(at, sorted(pids)) for at, pids in field.kills]})
+    )
     if arguments.keep or verdict.lost or verdict.duplicated:
         print(f"lost {verdict.lost[:10]}\nduplicated {verdict.duplicated[:10]}\nledger and logs: {folder}", file=sys.stderr)
     fast = not verdict.recovery or percentile(verdict.recovery, 0.5) < LOCK_S + STALLED_S

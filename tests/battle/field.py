@@ -45,6 +45,7 @@ class Battlefield:
         self.workers: list[subprocess.Popen[Any]] = []
         self.producers: list[subprocess.Popen[Any]] = []
         self.kills: list[tuple[float, frozenset[int]]] = []
+        self.outages: list[tuple[float, float]] = []
         self.counts = {"kills": 0, "restarts": 0, "cuts": 0}
 
     def __enter__(self) -> Battlefield:
@@ -97,16 +98,19 @@ class Battlefield:
 
     def restart_server(self) -> None:
         """As after a power cut, every other time; in order the others."""
+        since = time.time()
         if self.random.random() < 0.5:
             self.server.kill()
         else:
             self.server.stop()
         time.sleep(self.random.uniform(0, 1.5))
         self.server.start()
+        self.outages.append((since, time.time()))
         self.counts["restarts"] += 1
 
     def cut(self) -> None:
         self.proxy.cut()
+        self.outages.append((time.time(), time.time()))
         self.counts["cuts"] += 1
 
     def replace_the_dead(self) -> int:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 #: Who was killed so soon after a task wrote its last line had not yet told anybody that it was done, s.
 UNTOLD_S = 0.5
+#: Nor had who was killed before it was connected again after an outage; Celery pauses before it connects, and looks for neighbours, s.
+RECONNECT_S = 5.0
 
 
 @dataclass
@@ -29,6 +31,8 @@ class Ledger:
     unsent: set[str] = field(default_factory=set)
     runs: dict[str, list[Run]] = field(default_factory=lambda: defaultdict(list))
     kills: list[tuple[float, frozenset[int]]] = field(default_factory=list)
+    #: When the server, or the way to it, was away: from, until.
+    outages: list[tuple[float, float]] = field(default_factory=list)
 
     def read(self, lines: Iterable[str]) -> None:
         going: dict[tuple[str, int], Run] = {}
@@ -45,8 +49,13 @@ class Ledger:
                 going[task, int(more[0])].end = float(at)
 
     def killed_at(self, run: Run) -> float | None:
-        """When the process of this run was killed, if that was while it ran or before anybody could be told that it was done."""
-        last = run.end + UNTOLD_S if run.end is not None else float("inf")
+        """When the process of this run was killed, if that was while it ran or before it could tell anybody that it was done."""
+        last = float("inf")
+        if run.end is not None:
+            last = max(
+                [run.end, *(until + RECONNECT_S for since, until in self.outages if since - UNTOLD_S <= run.end <= until + RECONNECT_S)]
+            )
+            last = max(last, run.end + UNTOLD_S)
         times = [at for at, pids in self.kills if run.pid in pids and run.start <= at <= last]
         return min(times) if times else None
 

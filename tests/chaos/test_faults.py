@@ -197,6 +197,8 @@ def waiting(arena: Arena, fault: Fault) -> None:
         arena.wait_for_run(task.id)
         waiter = threading.Thread(target=wait, args=(task,))
         waiter.start()
+        with arena.server.client() as client:
+            wait_until(lambda: client.pubsub_channels(f"*{task.id}*"), what="somebody to wait for the result")
         with strike(fault, arena, LASTING_S):
             pass
         arena.let_go(task.id)
