@@ -73,7 +73,7 @@ class Leases:
         #: Tokens of calls whose answer was lost, with the queues asked and until when (monotonic) they are looked for.
         self._astray: dict[str, tuple[Sequence[str], float]] = {}
         self._next_recall = 0.0
-        self._worker_id = str(uuid.uuid4())
+        self._worker_id = _new_id()
         self._fetches = 0
         self._lock = native.new_lock()
         #: Whether the thread runs, or is about to.
@@ -173,9 +173,14 @@ class Leases:
                 raise
             self.sent(pending, codes)
 
-    def send_now(self) -> None:
-        """As `send`, for any thread but the one that keeps the locks: that one's connections may belong to another event loop."""
-        self.send(self._others_server)
+    def sent_now(self, ending: Ending) -> bool:
+        """Sends one ending by itself, from any thread but the one that keeps the locks, whose connections may belong to another event
+        loop. False where Redis does not answer."""
+        try:
+            scripts.finish(self._others_server, [ending], now_ms())
+        except LOST:
+            return False
+        return True
 
     def wait_on(self, pending: Sequence[tuple[Delivery, Ending]]) -> None:
         """They could not be sent, or nobody knows: they go first the next time."""
@@ -387,7 +392,7 @@ class Leases:
         self._bell = native.Bell()
         self._keeps = False
         self._sending_since = None
-        self._worker_id = str(uuid.uuid4())
+        self._worker_id = _new_id()
 
     def held(self) -> list[Delivery]:
         return list(self._held.values())
@@ -436,3 +441,8 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
+
+
+def _new_id() -> str:
+    """What the tokens of one process begin with. That they are ours shows in Redis: results.py tells Celery's workers from Node's by it."""
+    return f"kombu-{uuid.uuid4()}"

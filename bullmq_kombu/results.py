@@ -22,7 +22,7 @@ _FIELDS = ("name", "data", "returnvalue", "failedReason", "stacktrace", "atm", "
 
 
 class FoundJob(NamedTuple):
-    """The job of a task: its queue, its state (completed, failed, active or waiting) and some of its hash."""
+    """The job of a task: its queue, its state (completed, failed, active with Node, taken by us, or waiting) and some of its hash."""
 
     queue: str
     state: str

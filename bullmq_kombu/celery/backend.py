@@ -6,7 +6,8 @@ worker could store nothing any more.
 
     job                                 task
     waiting, prioritized, delayed       PENDING, or RETRY when it was tried before
-    active                              STARTED; its `info` is the job's progress
+    active                              STARTED; its `info` is the job's progress. With a Celery worker it is PENDING unless the job has
+                                        progress or the task is one that Celery tracks, as with `redis://`
     completed                           SUCCESS with the return value
     failed                              FAILURE: a bullmq_kombu.JobFailed with the reason; the stack trace is the traceback
 
@@ -195,7 +196,7 @@ class Backend(BaseKeyValueStoreBackend, AsyncBackendMixin):
 
     def _meta_of_job(self, task_id: str, job: FoundJob) -> dict[str, Any]:
         fields = job.fields
-        tried = fields.get("atm", "0") not in ("", "0")
+        tried = fields.get("atm", "0") not in ("", "0") and bool(fields.get("failedReason"))
         meta: dict[str, Any] = {"task_id": task_id, "result": None, "traceback": None, "children": None, "date_done": None}
         if job.state == "completed":
             meta.update(status=states.SUCCESS, result=_json(fields.get("returnvalue")))
@@ -206,7 +207,7 @@ class Backend(BaseKeyValueStoreBackend, AsyncBackendMixin):
                 result=JobFailed(fields.get("failedReason", "")),
                 traceback=str(traces[-1]) if isinstance(traces, list) and traces else None,
             )
-        elif job.state == "active":
+        elif job.state == "active" or (job.state == "taken" and "progress" in fields):
             meta.update(status=states.STARTED, result=_json(fields.get("progress")))
         else:
             meta.update(status=states.PENDING)

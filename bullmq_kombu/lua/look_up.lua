@@ -4,13 +4,15 @@ KEYS: "prefix::kombu:"
 ARGV: 1 "1" to tell also where the event streams of the unfinished end, then for each task: task id, job id ('' for a task
   id that is no job's), the queue it was last seen in ('' for unknown, ':' before it where it can be in no other)
 Returns: {tasks, ends}. tasks: for each status, what was stored ('' and '' for nothing), then, where that is not final and there
-  is a job: queue, state (completed, failed, active or waiting), and of its hash name, data, returnvalue, failedReason,
-  stacktrace, atm, progress, pb, finishedOn. ends: queue, id of the last event, and so on: waiting for events after those
-  misses nothing
+  is a job: queue, state (completed, failed, active with Node, taken by one of ours, or waiting), and of its hash
+  name, data, returnvalue, failedReason, stacktrace, atm, progress, pb, finishedOn. ends: queue, id of the last event, and so
+  on: waiting for events after those misses nothing
 ]]
 local base = KEYS[1]
 local prefix = string.sub(base, 1, -string.len(':kombu:') - 1)
 local FINAL = { SUCCESS = true, FAILURE = true, REVOKED = true, FORGOTTEN = true }
+-- How the tokens of our own workers begin (leases.py).
+local OURS = 'kombu-'
 local queues
 
 local function known_queues()
@@ -32,8 +34,11 @@ local function job_in(queue, id)
   local state = 'waiting'
   if fields[9] then
     state = redis.call('ZSCORE', jobs .. 'completed', id) and 'completed' or 'failed'
-  elseif redis.call('EXISTS', jobs .. id .. ':lock') == 1 then
-    state = 'active'
+  else
+    local token = redis.call('GET', jobs .. id .. ':lock')
+    if token then
+      state = string.sub(token, 1, string.len(OURS)) == OURS and 'taken' or 'active'
+    end
   end
   return { queue, state, unpack(fields, 1, 9) }
 end
@@ -81,7 +86,7 @@ for at = 2, #ARGV, 3 do
       for _, queue in ipairs(possible) do
         watched[queue] = true
       end
-    elseif found[2] == 'active' or found[2] == 'waiting' then
+    elseif found[2] ~= 'completed' and found[2] ~= 'failed' then
       watched[found[1]] = true
     end
   end

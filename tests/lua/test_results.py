@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import redis
-from one_queue import NOW, Queue
+from one_queue import NOW, WORKER, Queue
 
 from bullmq_kombu import connection
 from bullmq_kombu.results import FoundJob, Known, Results
@@ -92,6 +92,15 @@ def test_a_job_tells_its_state(results: Results, mail: Queue) -> None:
     job = found(results, "t").job
     assert job is not None
     assert (job.state, job.fields["returnvalue"], job.fields["finishedOn"]) == ("completed", '"done"', str(NOW))
+
+
+def test_a_job_in_the_hands_of_celery_is_told_apart(results: Results, mail: Queue) -> None:
+    mail.active(mail.job("t"), worker=WORKER._replace(token="kombu-1:1"))
+
+    job = found(results, "t").job
+    assert job is not None
+    assert job.state == "taken"
+    assert list(results.look_up(["t"], {}, ends=True)[1]) == ["mail"]
 
 
 def test_a_failed_job_tells_why(results: Results, mail: Queue) -> None:
