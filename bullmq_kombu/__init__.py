@@ -11,7 +11,7 @@ from typing import Any
 
 from bullmq_kombu import _register  # noqa: F401  (registering is what the import is for)
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _PUBLIC = {
     "BullMQError": "bullmq_kombu.errors",
