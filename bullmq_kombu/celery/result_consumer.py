@@ -118,13 +118,17 @@ class ResultConsumer(BaseResultConsumer):
     # -- waiting ------------------------------------------------------------------------------------------------------------
 
     def on_wait_for_pending(self, result: Any, timeout: Any = None, **kwargs: Any) -> None:
-        for meta in result._iter_meta(**kwargs):
-            if meta is not None:
-                self.on_state_change(meta, None)
-                if meta["status"] in (states.SUCCESS, states.FAILURE):
-                    self._drop_buffered(meta.get("task_id"))
-        with self._lock:
-            self._leave_channels()
+        try:
+            for meta in result._iter_meta(**kwargs):
+                if meta is not None:
+                    self.on_state_change(meta, None)
+                    if meta["status"] in (states.SUCCESS, states.FAILURE):
+                        self._drop_buffered(meta.get("task_id"))
+            with self._lock:
+                self._leave_channels()
+        except self._connection_errors as error:
+            # Who waits goes on waiting; it is looked again when Redis is back.
+            logger.debug("waiting for results begins while Redis is away: %s", error)
 
     def _drop_buffered(self, task_id: Any) -> None:
         """A result that nobody waits for was put aside for who may ask; this one has just been given."""
