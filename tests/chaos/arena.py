@@ -75,7 +75,7 @@ class Arena:
 
     def send(self, app: Celery, *, held: bool, value: Any = None) -> AsyncResult:
         """A task that notes each of its runs; `held`: until `let_go`."""
-        task_id = secrets.token_hex(8)
+        task_id = f"t{secrets.token_hex(8)}"  # all digits would be an id BullMQ refuses
         if not held:
             self.let_go(task_id)
         at = str(self.folder / task_id)
