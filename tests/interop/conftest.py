@@ -12,11 +12,21 @@ import pytest
 from celery import Celery
 from celery_worker import CeleryWorker
 from interop_tasks import app
-from node_driver import VERSIONS, Node
+from node_driver import HERE, V5_VARIABLE, VERSIONS, Node
 from servers import Server
 
 NodeOf = Callable[[str], Node]
 Serve = Callable[[str], CeleryWorker]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where another BullMQ stands in for the newest 5, the tests that it cannot pass are left out; its folder has their names."""
+    folder = os.environ.get(V5_VARIABLE)
+    if folder is None:
+        return
+    lines = (HERE / folder / "differences.txt").read_text(encoding="utf-8").splitlines()
+    lacking = {line.split()[0] for line in lines if line and not line.startswith("#")}
+    items[:] = [item for item in items if "v5" not in item.name or item.nodeid.partition("[")[0].rpartition("/")[2] not in lacking]
 
 
 @pytest.fixture(scope="session")
