@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from redis.exceptions import BusyLoadingError, NoPermissionError
 
-from bullmq_kombu.connection import Server, ServerNotReady, Waker, Wire
+from bullmq_kombu.connection import Server, ServerNotReady, Waker, Wire, wait_any
 from bullmq_kombu.delivery import Delivery, Flight
 from bullmq_kombu.fanout import Fanout
 from bullmq_kombu.keys import KombuKeys
@@ -90,6 +90,7 @@ class Intake:
 
     def remove(self, queue: str) -> None:
         """Nothing of this queue comes in any more; what had and was not delivered goes back."""
+        self._land()  # what is on its way comes after what is here, and has to go back first
         self.no_ack.discard(queue)
         self.fanout.unsubscribe(queue)
         for base in [base for base, name in self._queue_of.items() if name == queue]:
@@ -178,7 +179,9 @@ class Intake:
             return self._rest_left()
         self._fetch_lists()
         if self._flight is not None and self._flight_wire is not None and self._flight.is_overdue:
-            self._flight_wire.close()  # nobody is at the other end, and nothing says so
+            # Either the loop was busy for long, with a task in its own thread, or nobody is at the other end and nothing says so.
+            if self._flight_wire.is_open and not wait_any([self._flight_wire.fileno()], 0):
+                self._flight_wire.close()
             self._land()
         if self._flight is not None and self._flight.has_landed:
             self._land()
