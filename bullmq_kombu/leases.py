@@ -174,10 +174,10 @@ class Leases:
             self.sent(pending, codes)
 
     def sent_now(self, ending: Ending) -> bool:
-        """Sends one ending by itself, from any thread but the one that keeps the locks, whose connections may belong to another event
+        """Sends a promise by itself, from any thread but the one that keeps the locks, whose connections may belong to another event
         loop. False where Redis does not answer."""
         try:
-            scripts.finish(self._others_server, [ending], now_ms())
+            scripts.commit(self._others_server, ending.base, ending.id, ending.token)
         except LOST:
             return False
         return True

@@ -269,6 +269,12 @@ def recover(
     return [(bases[flat[at] - 1], flat[at + 1]) for at in range(0, len(flat), 2)], again
 
 
+def commit(server: Server, base: str, job_id: str, token: str) -> int:
+    """The job in hand is run at most once from now on. 0, or a code."""
+    code: int = run(server, "commit", (base,), (job_id, token))
+    return code
+
+
 def wait_children(server: Server, base: str, job_id: str, token: str, now: int) -> int:
     """The job in hand waits for its children. 0, or 1 where none is pending, or a code."""
     code: int = run(server, "wait_children", (base,), (now, job_id, token))

@@ -1,8 +1,5 @@
--- Fragment: the end of one delivery of a job. Needs _queue, _parents, _add.
+-- Fragment: the end of one delivery of a job. Needs _queue, _parents, _add, _promise.
 -- Every function answers 0 or BullMQ's error code, and changes nothing where it is not 0.
-
--- The deferred failure that makes an early acknowledgement at-most-once.
-local LOST = 'worker lost after acknowledging early'
 
 -- What leaving `active` writes is collected in the queue's table and written by `settle`, once for many jobs:
 -- locks to delete, ids to take out of `stalled`, and the members that `completed` and `failed` get.
@@ -196,14 +193,6 @@ local function finish(q, target, id, token, now, text, stack, keep, attempts, mo
   return 0
 end
 
--- Takes back what `commit` wrote: the job is no longer in the hands of somebody who may lose it. Other deferred failures
--- (a failed child, too many stalls) stay.
-local function take_back_promise(key)
-  if call('HGET', key, 'defa') == LOST then
-    call('HDEL', key, 'defa')
-  end
-end
-
 -- Another attempt, at once or after `delay` ms. `reason` (nil for none) and `stack` ('' for none) of this one are kept; `more`
 -- may hold lifo, skip (the attempt does not count), tm, log, and fields (what else to write to the hash, flat).
 local function try_again(q, id, token, now, reason, stack, delay, more)
@@ -276,16 +265,4 @@ local function go_on(q, what, id, token, now, text, stack, delay, more)
     q.closed = code > 0 and code or nil
   end
   return code
-end
-
--- From now on at most once: whoever takes this job after a stall fails it.
-local function commit(q, id, token)
-  local held = call('GET', q.base .. id .. ':lock')
-  if held ~= token then
-    return held and -6 or -2
-  elseif call('EXISTS', q.base .. id) == 0 then
-    return -1
-  end
-  call('HSETNX', q.base .. id, 'defa', LOST)
-  return 0
 end

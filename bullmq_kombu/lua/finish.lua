@@ -1,6 +1,6 @@
 --[[
 finish: ends many deliveries, each guarded by its own token, then takes the next jobs.
-Uses: _queue _take _parents _add _finish
+Uses: _queue _take _parents _add _promise _finish
 Rare: promote fail_ghost tell_others keep_nothing keep_more detach_from_parent count_metric go_on wake
 KEYS: one "prefix:queue:" for each queue; the first ones are those to take from, in this order
 ARGV: 1 now, ms   2 how many of KEYS to take from   3 wanted, 0 to take none   4 token of the new deliveries   5 lock, ms

@@ -1,7 +1,7 @@
 --[[
 recall: looks for jobs that were taken by calls whose answer was lost, or has not been read, and puts them back to the head
 of their queues, or keeps their locks.
-Uses: _queue _parents _add _finish
+Uses: _queue _parents _add _promise _finish
 KEYS: one "prefix:queue:" for each queue
 ARGV: 1 '' to put them back, or lock in ms to keep them   2... the tokens of those calls
 Returns: for each job found: number of its queue, id, token

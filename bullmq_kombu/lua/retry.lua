@@ -1,6 +1,6 @@
 --[[
 retry: the job in hand goes on as another attempt, with what its own task says of it.
-Uses: _queue _parents _add _finish
+Uses: _queue _parents _add _promise _finish
 KEYS: "prefix:queue:"
 ARGV: 1 now, ms   2 id   3 token   4 delay, ms   5 reason, ''   6 stack trace of this attempt, ''
   7 '' or JSON: lifo, skip (no attempt is counted), log   8... fields to write to the hash and their values

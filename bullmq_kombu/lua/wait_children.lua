@@ -1,6 +1,6 @@
 --[[
 wait_children: the job in hand waits for its children, and is taken again when none of them is pending.
-Uses: _queue _parents _add _finish
+Uses: _queue _parents _add _promise _finish
 KEYS: "prefix:queue:"
 ARGV: 1 now, ms   2 id   3 token
 Returns: 0, or 1 no child is pending and nothing was changed, -1 no such job, -2 not locked, -3 not active, -6 locked by another
