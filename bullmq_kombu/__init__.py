@@ -7,9 +7,23 @@ this package is also imported by an entry point in every process that uses Kombu
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bullmq_kombu import _register  # noqa: F401  (registering is what the import is for)
+
+if TYPE_CHECKING:  # the same names for those who read the source; a test compares the two lists
+    from bullmq_kombu.batch import bulk as bulk
+    from bullmq_kombu.celery.current import RateLimitError as RateLimitError
+    from bullmq_kombu.celery.current import WaitingChildrenError as WaitingChildrenError
+    from bullmq_kombu.celery.current import current_job as current_job
+    from bullmq_kombu.errors import BullMQError as BullMQError
+    from bullmq_kombu.errors import JobFailed as JobFailed
+    from bullmq_kombu.errors import UnrecoverableError as UnrecoverableError
+    from bullmq_kombu.flows import FlowProducer as FlowProducer
+    from bullmq_kombu.job import Job as Job
+    from bullmq_kombu.queue import Queue as Queue
+    from bullmq_kombu.queue_events import QueueEvents as QueueEvents
+    from bullmq_kombu.shapes import JobsOptions as JobsOptions
 
 __version__ = "0.1.0"
 
@@ -18,6 +32,7 @@ _PUBLIC = {
     "FlowProducer": "bullmq_kombu.flows",
     "Job": "bullmq_kombu.job",
     "JobFailed": "bullmq_kombu.errors",
+    "JobsOptions": "bullmq_kombu.shapes",
     "Queue": "bullmq_kombu.queue",
     "QueueEvents": "bullmq_kombu.queue_events",
     "RateLimitError": "bullmq_kombu.celery.current",

@@ -19,7 +19,7 @@ PACKAGE = Path(bullmq_kombu.__file__).parent
 #: Bottom first. A module imports from its own layer or those below, and within the package nothing in a circle.
 LAYERS = {
     "machine": "what the interpreter had before anybody patched it: native",
-    "rules": "values in, values out: errors keys options job_options attempts cron telemetry codec carry collect",
+    "rules": "values in, values out: errors keys options shapes job_options attempts cron telemetry codec carry collect",
     "server": "one Redis: native address shared patience server_check connection composing scripts admin_scripts",
     "queues": "BullMQ's objects: job schedulers queue queue_view queue_events flows results discovery metrics",
     "work": "what a consumer does: bindings fanout poller presence delivery leases transient intake qos",

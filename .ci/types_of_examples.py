@@ -1,0 +1,24 @@
+"""mypy --strict over every example in examples/, each by itself: most have a module of the name `tasks`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+if __name__ == "__main__":
+    failed = 0
+    for folder in sorted({path.parent for path in EXAMPLES.glob("*/*.py")}):
+        sys.stdout.write(f"{folder.name}: ")
+        sys.stdout.flush()
+        # Celery has no annotations, so its decorators are untyped whatever an example does.
+        failed += subprocess.run(
+            [
+                sys.executable, "-m", "mypy", "--strict", "--allow-untyped-decorators", "--config-file", "../../setup.cfg",
+                *sorted(path.name for path in folder.glob("*.py")),
+            ],
+            cwd=folder, check=False,
+        ).returncode  # fmt: skip
+    sys.exit(bool(failed))
