@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from bullmq_kombu.connection import Server, Wire
+from bullmq_kombu.connection import Server, Wire, wait_any
 from bullmq_kombu.scripts import QueueState
 
 logger = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Poller:
     def wait(self) -> None:
         """Starts to wait, unless it waits already. `fileno` becomes readable when there may be work."""
         if self._answer_by is not None:
-            if time.monotonic() > self._answer_by:
+            if time.monotonic() > self._answer_by and self._wire is not None and not wait_any([self._wire.fileno()], 0):
                 # Nobody is at the other end any more, and nothing says so. A new connection, and the queues are asked.
                 logger.info("a connection that waited for jobs got no answer from Redis at %s", self._server.address.where)
                 self.stop()

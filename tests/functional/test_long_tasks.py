@@ -71,6 +71,23 @@ def test_a_worker_that_stops_keeps_its_locks_until_the_task_is_done(
     assert one.attempts_started == 1
 
 
+@pytest.mark.parametrize("pool", ["solo", "gevent"])
+def test_a_loop_that_was_busy_for_long_takes_no_answer_for_lost(
+    server: Server, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str
+) -> None:
+    """Longer than a server may be silent, and longer than a blocking read."""
+    options = {"socket_timeout": 0.5, "drain_delay": 0.2}
+    one = worker(pool=pool, concurrency=1, app="blocking", options=options, settings={"worker_prefetch_multiplier": 3})
+    with Celery("sender", broker=server.url) as app:
+        sent = [app.send_task("blocking.compute", kwargs={"at": str(tmp_path / "at"), "seconds": 1.5}, queue=queue_name) for _ in range(5)]
+    for result in sent:
+        done = job(result.id).wait_for("completed", "failed")
+        assert done.state == "completed", done
+        assert done.attempts_started == 1
+    assert "Connection to broker lost" not in one.log
+    assert "got no answer" not in one.log
+
+
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
 def test_a_task_goes_on_while_redis_is_away_for_longer_than_its_lock(
     worker: WorkerOf, queue_name: str, tmp_path: Path, pool: str
