@@ -81,10 +81,9 @@ class Delivery:
         self.began = time.monotonic()
         if at_most_once:
             self.committed = True
-            self._leases.note(self, Ending("commit", self.base, self.id, self.token))
-            if here:
-                with contextlib.suppress(*LOST):  # it is sent later, then
-                    self._leases.send_now()
+            promise = Ending("commit", self.base, self.id, self.token)
+            if not (here and self._leases.sent_now(promise)):
+                self._leases.note(self, promise)
 
     def seconds(self) -> float | None:
         """How long the work has been going on; None where it has not begun."""

@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 SEND_WITHIN_S = 0.01
 #: Pause after an error of the server, so that an outage costs some calls a second.
 AFTER_ERROR_S = 0.5
+#: How long the end of the interpreter waits for a call that is on its way.
+LEAVE_WITHIN_S = 5.0
 #: How often in a `stalled_interval` a worker asks at most whether it is time for the check: Redis lets one through, whoever makes it.
 CHECKS_PER_INTERVAL = 4
 #: Redis expires the mark of the last check a little after its time, s.
@@ -78,6 +80,8 @@ class Leases:
         self._lock = native.new_lock()
         #: Whether the thread runs, or is about to.
         self._keeps = False
+        #: The interpreter ends.
+        self._leaving = False
         self._bell = native.Bell()
         self._sending_since: float | None = None
         self._dozing = False
@@ -290,7 +294,7 @@ class Leases:
 
     def _keep(self) -> None:
         failing = False
-        while self._held or self._endings or self._consumed or self._astray:
+        while not self._leaving and (self._held or self._endings or self._consumed or self._astray):
             try:
                 pause = self._turn()
                 if failing:
@@ -314,7 +318,7 @@ class Leases:
         self._server.close()
         self._server.closed = False
         self._keeps = False
-        if self._held or self._endings or self._consumed:
+        if not self._leaving and (self._held or self._endings or self._consumed):
             self._ensure_thread()  # added while this one was on its way out
 
     def _turn(self) -> float:
@@ -394,6 +398,14 @@ class Leases:
         self._sending_since = None
         self._worker_id = _new_id()
 
+    def leave(self) -> None:
+        """Ends the thread: one that is still there while the interpreter goes, with an event loop of its own perhaps, would crash it."""
+        self._leaving = True
+        self._bell.ring()
+        until = time.monotonic() + LEAVE_WITHIN_S
+        while self._keeps and time.monotonic() < until:
+            time.sleep(0.001)
+
     def held(self) -> list[Delivery]:
         return list(self._held.values())
 
@@ -422,6 +434,7 @@ def _settle_at_exit() -> None:
         for delivery in reversed(list(leases.held())):
             if not delivery.started:
                 delivery.release()
+        leases.leave()
         # The other connections are the thread's.
         server = Server(leases.address, leases.options)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import bootsteps, signals
+from kombu.common import ignore_errors
 from kombu.transport import get_transport_cls
 
 from bullmq_kombu.celery import outcome
@@ -71,4 +72,7 @@ class JobOutcome(bootsteps.StartStopStep):
             leases.worker_name = parent.hostname
 
     def stop(self, parent: Any) -> None:
+        # What was not even given to Celery goes back first, so that the order stays; the tasks step will find it done.
+        if parent.task_consumer is not None:
+            ignore_errors(parent, parent.task_consumer.cancel)
         outcome.return_unstarted()

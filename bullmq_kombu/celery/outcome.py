@@ -115,6 +115,21 @@ def wrap_tracers(app: Any) -> None:
         trace = task.__trace__
         if trace is not None and not getattr(trace, "carries_outcome", False):
             task.__trace__ = _wrap(trace)
+        if not getattr(task.on_replace, "rejects_unpublished", False):
+            task.on_replace = _rejecting(task.on_replace)
+
+
+def _rejecting(on_replace: Callable[..., Any]) -> Callable[..., Any]:
+    """A replacement that cannot be published rejects its task, as Celery lets a retry do; see `_job_rejected`."""
+
+    def replacing(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return on_replace(*args, **kwargs)
+        except OperationalError as error:
+            raise Reject(error, requeue=False) from error
+
+    replacing.rejects_unpublished = True  # type: ignore[attr-defined]
+    return replacing
 
 
 # -- the worker's main process -----------------------------------------------------------------------------------------------
@@ -167,7 +182,7 @@ class JobRequest:
 
     @property
     def _is_ignored(self) -> bool:
-        """Whether Celery stores no result: then the job tells none to Celery either. Where it stores one all the same, that is what counts."""
+        """Whether Celery stores no result: then the job tells it none either. One that it stores all the same is what counts."""
         return bool(self._request.ignore_result or self._request.task.ignore_result)
 
     def on_accepted(self, pid: int, time_accepted: float) -> Any:
@@ -226,7 +241,7 @@ class JobRequest:
         else:
             reason = exc.reason if exc.reason is not None else "rejected"
             text = reason_of(reason) if isinstance(reason, BaseException) else f"Reject: {reason}"
-            delivery.fail(f"retry could not be published: {text}" if unpublished else text, trace, final=True)
+            delivery.fail(f"retry or replacement could not be published: {text}" if unpublished else text, trace, final=True)
 
     def _job_terminated(self, exc: Any) -> None:
         delivery = cast("Delivery", self._delivery)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,6 @@ for _folder in (_HERE, _HERE / "apps"):
 from celery import Celery  # noqa: E402
 from jobs import Job  # noqa: E402 - needs the path above
 from servers import Server  # noqa: E402
-from tasks import app as tasks_app  # noqa: E402
 from worker import Worker  # noqa: E402
 
 JobOf = Callable[[str], Job]
@@ -27,10 +27,18 @@ WorkerOf = Callable[..., Worker]
 
 @pytest.fixture
 def app(server: Server) -> Iterator[Celery]:
-    """The app of `apps/tasks.py`, to send with."""
-    tasks_app.conf.broker_url = server.url
-    yield tasks_app
-    tasks_app.close()
+    """An app to send with; the tasks are those of `apps/tasks.py`."""
+    with sender(server) as one:
+        yield one
+
+
+@contextlib.contextmanager
+def sender(server: Server, **settings: Any) -> Iterator[Celery]:
+    """An app that knows the names of tasks only, as that of another service would."""
+    one = Celery("sender", broker=server.url, set_as_current=False)
+    one.conf.update(settings)
+    yield one
+    one.close()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from celery import Celery
+from conftest import sender
 from jobs import Job
 from servers import Server
 from worker import Worker
@@ -420,13 +421,10 @@ class Pool:
 
 @pytest.fixture(scope="module", params=POOLS)
 def pool(request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    from tasks import app
-
-    app.conf.broker_url = server.url
-    one = Pool(server, tmp_path_factory.mktemp(request.param), app, request.param)
+    with sender(server) as app:
+        one = Pool(server, tmp_path_factory.mktemp(request.param), app, request.param)
     with one.worker.start():
         yield one
-        app.close()
         one.close()
 
 
