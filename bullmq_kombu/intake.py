@@ -26,7 +26,7 @@ from bullmq_kombu.options import Options
 from bullmq_kombu.patience import reconnect_delay_s
 from bullmq_kombu.poller import Poller
 from bullmq_kombu.presence import Presence
-from bullmq_kombu.scripts import QueueState
+from bullmq_kombu.scripts import BATCH, QueueState
 from bullmq_kombu.transient import Pushed, TransientQueues
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ class Intake:
                 lists.learned((base,), (QueueState(base, 0, 0),), len(found) >= wanted)
 
     def _ask(self, wanted: int) -> bool:
-        """Sends the ends that wait and asks for up to `wanted` jobs; False if there is no queue to ask."""
+        """Sends the ends that wait and asks for up to `wanted` jobs, as many as one call may take. False if there is no queue to ask."""
         jobs = self._jobs
         if jobs is None or wanted <= 0 or (self._refusals and self._rest_left() > 0):
             return False
@@ -227,7 +227,7 @@ class Intake:
         wire = self._flight_wire
         if wire is None:
             wire = self._flight_wire = self._server.wire(self._options.client_name)
-        self._flight = Flight(self._leases, wire, bases, wanted, self._on_settled, self.waker.wake)
+        self._flight = Flight(self._leases, wire, bases, min(wanted, BATCH), self._on_settled, self.waker.wake)
         return True
 
     def _land(self) -> None:
