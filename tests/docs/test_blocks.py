@@ -1,4 +1,4 @@
-"""Every code block of the documentation is run: a page's Python from top to bottom in one process, its JavaScript with BullMQ, its shell."""
+"""Every code block of the documentation is run: a page's Python top to bottom in one process, its JavaScript with BullMQ, its shell."""
 
 from __future__ import annotations
 
