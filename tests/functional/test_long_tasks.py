@@ -89,9 +89,7 @@ def test_a_loop_that_was_busy_for_long_takes_no_answer_for_lost(
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
-def test_a_task_goes_on_while_redis_is_away_for_longer_than_its_lock(
-    worker: WorkerOf, queue_name: str, tmp_path: Path, pool: str
-) -> None:
+def test_a_task_goes_on_while_redis_is_away_for_longer_than_its_lock(worker: WorkerOf, queue_name: str, tmp_path: Path, pool: str) -> None:
     with Server(appendonly=True) as server:
         one = worker(on=server, pool=pool, concurrency=1, options=SHORT)
         at = tmp_path / "at"
