@@ -71,7 +71,7 @@ def test_a_worker_that_stops_keeps_its_locks_until_the_task_is_done(
     assert one.attempts_started == 1
 
 
-@pytest.mark.parametrize("pool", ["solo", "gevent"])
+@pytest.mark.parametrize("pool", ["solo"])
 def test_a_loop_that_was_busy_for_long_takes_no_answer_for_lost(
     server: Server, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str
 ) -> None:
