@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+#: Django has no annotations, and its example is written as Django projects are.
+UNTYPED = {"django_shop"}
 
 if __name__ == "__main__":
     failed = 0
-    for folder in sorted({path.parent for path in EXAMPLES.glob("*/*.py")}):
+    for folder in sorted({path.parent for path in EXAMPLES.glob("*/*.py") if path.parent.name not in UNTYPED}):
         sys.stdout.write(f"{folder.name}: ")
         sys.stdout.flush()
         # Celery has no annotations, so its decorators are untyped whatever an example does.

@@ -88,17 +88,14 @@ TASKS = [
     for multiplier in ("4", "1", "100")
     for acks in ("early", "late")
 ]
+_BEGUN = (
+    ("Kombu, publish → received", _one("latency", bullmq="kombu latency", redis="kombu latency", node="latency"), ("redis", "node")),
+    ("Celery, apply_async → task begins", _one("latency", bullmq="latency", redis="latency", node="latency"), ()),
+    ("Celery, delay() → get() returns", _one("latency", bullmq="round trip", redis="round trip", node="round trip"), ()),
+)
 LATENCY = [
-    *(
-        Row(
-            f"publish → start on an idle queue, p{p}", _one("latency", bullmq="latency", redis="latency", node="latency"),
-            (Bar("redis", at_most=0.7), Bar("node", at_most=0.7)), f"p{p}",
-        )
-        for p in (50, 99)
-    ),
-    *(Row(f"send → result, p{p}", _one("latency", bullmq="round trip", redis="round trip", node="round trip"), (), f"p{p}")
-      for p in (50, 99)),
-]  # fmt: skip
+    Row(f"{title}, p{p}", of, tuple(Bar(other, at_most=0.7) for other in others), f"p{p}") for title, of, others in _BEGUN for p in (50, 99)
+]
 
 
 def _life(first: Of, second: Of) -> Of:

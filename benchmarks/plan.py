@@ -94,6 +94,10 @@ def areas(sizes: Sizes) -> dict[str, list[Measurement]]:
         ],
         "latency": [
             *(
+                Measurement(system, lambda port, system=system: script("kombu_latency", system, str(port), str(sizes.samples)))  # type: ignore[misc]
+                for system in ("bullmq", "redis")
+            ),
+            *(
                 Measurement(system, lambda port: script("celery_latency", str(sizes.samples)), _broker(system, result=True))
                 for system in ("bullmq", "redis")
             ),

@@ -358,13 +358,17 @@ class Channel(virtual.Channel):
         self.transient.touch(now_ms())
         until = time.monotonic() + TURN_S
         delivered = False
-        while self.deliver_one():
-            delivered = True
-            if self.closed:
-                return None
-            if time.monotonic() >= until:
-                return 0.0
-        pause = self.intake.pursue(*self.qos.in_hand())
+        while True:
+            while self.deliver_one():
+                delivered = True
+                if self.closed:
+                    return None
+                if time.monotonic() >= until:
+                    return 0.0
+            pause = self.intake.pursue(*self.qos.in_hand())
+            if not self.intake.has_ready:
+                break
+            # What has just come to an idle worker is not kept waiting for the loop's next turn.
         # After a delivery the loop must not wait: what the consumer scheduled, and what another of the loop's ticks does with it (Celery's
         # pool writes to its children in one), may have had their turn in this round.
         return 0.0 if delivered or (pause is None and self.intake.has_more) else pause

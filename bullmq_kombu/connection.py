@@ -427,7 +427,9 @@ class _Locator:
         }
 
     def _like_the_pool(self, limit: float | None) -> Any:
-        kind, given = self._pool.connection_class, self._pool.connection_kwargs
+        # Without the pool's way of following a server's maintenance: it needs RESP3, and handlers that are the pool's own.
+        kind = self._pool.connection_class
+        given = {name: value for name, value in self._pool.connection_kwargs.items() if "maint" not in name}
         return kind(**{**given, **_accepted(kind, self._usual(limit))})
 
     def _own(self, limit: float | None) -> Any:

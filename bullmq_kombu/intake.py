@@ -269,6 +269,11 @@ class Intake:
     # -- waiting -----------------------------------------------------------------------------------------------------------
 
     @property
+    def has_ready(self) -> bool:
+        """Whether anything waits here for delivery."""
+        return bool(self._ready)
+
+    @property
     def has_more(self) -> bool:
         """Whether there is something to do without waiting."""
         if self._ready:

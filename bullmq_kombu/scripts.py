@@ -261,9 +261,7 @@ def recall(server: Server, bases: Sequence[str], tokens: Sequence[str], lock_ms:
     return [Taken(bases[flat[at] - 1], flat[at + 1], {"token": flat[at + 2]}) for at in range(0, len(flat), 3)]
 
 
-def recover(
-    server: Server, bases: Sequence[str], now: int, max_stalled_count: int, interval_ms: int
-) -> tuple[list[tuple[str, str]], int]:
+def recover(server: Server, bases: Sequence[str], now: int, max_stalled_count: int, interval_ms: int) -> tuple[list[tuple[str, str]], int]:
     """The stalled check. Returns the (base, id) of the jobs that wait again, and in how many ms the next check may be made."""
     again, flat = run(server, "recover", bases, (now, max_stalled_count, interval_ms))
     return [(bases[flat[at] - 1], flat[at + 1]) for at in range(0, len(flat), 2)], again

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 TITLES = (
     "Kombu publish, one by one", "Kombu publish, many", "Kombu consume+ack, prefetch 1", "Kombu consume+ack, prefetch 10",
     "Kombu consume+ack, prefetch 100", "Queue.add", "Queue.add_bulk, 1000", "Celery apply_async", "Celery group of 500",
-    "Celery no-op, solo 1, early ack", "Celery no-op, solo 1, late ack", "publish → start on an idle queue, p99", "send → result, p50",
+    "Celery no-op, solo 1, early ack", "Celery no-op, solo 1, late ack", "Kombu, publish → received, p99",
+    "Celery, apply_async → task begins, p50", "Celery, delay() → get() returns, p50",
     "server, a job's whole life", "client, Celery no-op, solo 1", "a waiting job", "a job kept when done",
     "idle worker, 1 queues: commands", "beside waiting jobs", "beside kept jobs", "beside held jobs",
 )  # fmt: skip

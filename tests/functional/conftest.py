@@ -61,3 +61,40 @@ def worker(server: Server, tmp_path: Path, queue_name: str, request: pytest.Fixt
     for one in started:
         one.stop()
         one.show()
+
+
+@pytest.fixture(scope="session")
+def standing(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Worker]]:
+    """One worker per pool for the whole run, started when first asked for."""
+    started: dict[str, Worker] = {}
+
+    def get(pool: str) -> Worker:
+        if pool not in started:
+            settings = {"worker_prefetch_multiplier": 1}
+            one = Worker(
+                server, tmp_path_factory.mktemp("standing"), ["idle"], pool=pool, settings=settings, concurrency=1 + (pool != "solo")
+            )
+            started[pool] = one.start()
+        return started[pool]
+
+    yield get
+    for one in started.values():
+        one.stop()
+
+
+@pytest.fixture
+def serve(standing: Callable[[str], Worker], app: Celery, queue_name: str) -> Iterator[WorkerOf]:
+    """`serve(queue, pool=…)`: from now on, until the test is over, a worker that is there already consumes the queue (the test's own)."""
+    served: list[tuple[Worker, str]] = []
+
+    def consume(queue: str = queue_name, pool: str = "prefork") -> Worker:
+        one = standing(pool)
+        served.append((one, queue))
+        replies = app.control.add_consumer(queue, destination=[one.name], reply=True, timeout=10.0, limit=1)
+        assert "ok" in replies[0][one.name], replies
+        return one
+
+    yield consume
+    for one, queue in served:
+        app.control.cancel_consumer(queue, destination=[one.name], reply=True, timeout=10.0, limit=1)
+        one.show()

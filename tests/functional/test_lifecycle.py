@@ -234,7 +234,8 @@ def cut_all(client: redis.Redis) -> None:
 @LATE
 @pytest.mark.parametrize("pool", POOLS)
 def test_connections_cut(
-    own_server: Server, own_app: Celery, own_client: redis.Redis, worker: WorkerOf, queue_name: str, tmp_path: Path, pool: str, is_late: bool
+    own_server: Server, own_app: Celery, own_client: redis.Redis, worker: WorkerOf, queue_name: str, tmp_path: Path,
+    pool: str, is_late: bool,
 ) -> None:  # fmt: skip
     """The running task runs once and its job completes; those in hand go back and run once; the worker consumes again."""
     held = Held(own_app, lambda job_id: Job(own_client, queue_name, job_id), queue_name, tmp_path / "it", is_late=is_late, others=0)
