@@ -131,6 +131,10 @@ class Delivery:
         """Something else has taken care of it."""
         self._settle(None)
 
+    def tell(self) -> None:
+        """Its end is in Redis: whoever waits for room may have it now."""
+        self._on_settled(self)
+
     def _settle(self, ending: Ending | None) -> None:
         if self.settled:
             return

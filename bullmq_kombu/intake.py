@@ -125,13 +125,13 @@ class Intake:
         """The oldest of what waits here for delivery, with its queue."""
         if not self._ready:
             return None
-        one = self._ready.popleft()
-        if self._ready and self._flight is None:
+        # Before this one is taken out: it is in hand, whether or not its consumer has it yet.
+        if len(self._ready) > 1 and self._flight is None:
             wanted = self._wanted()
             room = self._room()
             if wanted > 1 and (room is None or 2 * wanted >= room):
                 self._ask(wanted)
-        return one
+        return self._ready.popleft()
 
     def put_back(self, queue: str | None = None) -> None:
         """What was taken and not delivered goes back, the last taken first, so that the order stays."""

@@ -67,6 +67,8 @@ class Leases:
         self._limited: dict[str, float] = {}
         #: Running jobs whose channel is gone; they still count against what may be held.
         self.adrift: set[Delivery] = set()
+        #: Jobs whose end is on its way by a call that takes none: Redis may not know yet that there is room for others.
+        self.telling: set[Delivery] = set()
         #: Calls that have not landed.
         self.flights: set[Flight] = set()
         #: Ends that were refused because the lock had expired: it is tried to take it again.
@@ -170,12 +172,18 @@ class Leases:
             pending = self.pending()
             if not pending:
                 continue
+            told = {delivery for delivery, ending in pending if ending.what != "commit"}
+            self.telling |= told
             try:
                 codes, _, _ = scripts.finish(server or self._server, [ending for _, ending in pending], now_ms())
             except BaseException:
                 self.wait_on(pending)
                 raise
+            finally:
+                self.telling -= told
             self.sent(pending, codes)
+            for delivery in told:
+                delivery.tell()
 
     def sent_now(self, ending: Ending) -> bool:
         """Sends a promise by itself, from any thread but the one that keeps the locks, whose connections may belong to another event
@@ -388,6 +396,7 @@ class Leases:
         self._endings.clear()
         self._consumed.clear()
         self.adrift.clear()
+        self.telling.clear()
         self.flights.clear()
         self._unlocked.clear()
         self._locked_again.clear()

@@ -31,11 +31,15 @@ class QoS(virtual.QoS):
 
     def can_consume(self) -> bool:
         limit = self.prefetch_count
-        return not limit or len(self._held) + len(self.channel.leases.adrift) < limit
+        return not limit or self._counted() < limit
 
     def can_consume_max_estimate(self) -> int | None:
         limit = self.prefetch_count
-        return max(limit - len(self._held) - len(self.channel.leases.adrift), 0) if limit else None
+        return max(limit - self._counted(), 0) if limit else None
+
+    def _counted(self) -> int:
+        leases = self.channel.leases
+        return len(self._held) + len(leases.adrift) + len(leases.telling)
 
     def in_hand(self) -> tuple[int, bool]:
         """How many jobs are held, and whether any of them has not been started."""

@@ -111,7 +111,6 @@ def test_two_queues_share_the_count(app: Celery, worker: WorkerOf, redis_client:
     sent = [Job(redis_client, queues[n % 2], app.send_task("hold", args=[at], queue=queues[n % 2]).id) for n, at in enumerate(ats)]
     worker(*queues, concurrency=1, settings={"worker_prefetch_multiplier": 3})
     wait_until(lambda: sum(active(redis_client, queue) for queue in queues) == 3, what="three jobs to be held")
-    wait_until(lambda: all(active(redis_client, queue) > 0 for queue in queues), what="both queues to have their turn")
     for at in ats:
         Path(f"{at}.go").touch()
     for one in sent:
