@@ -26,7 +26,7 @@ app.conf.update(
 
 def ledger() -> redis.Redis:
     """For what a task tells the test; nothing of the package is used for that."""
-    return redis.Redis.from_url(os.environ["INTEROP_REDIS"], decode_responses=True)
+    return redis.Redis.from_url(os.environ["INTEROP_REDIS"], decode_responses=True, socket_timeout=None)
 
 
 @app.task(shared=False, bind=True, name="seen")
