@@ -131,7 +131,7 @@ class Intake:
             room = self._room()
             if wanted > 1 and (room is None or 2 * wanted >= room):
                 self._ask(wanted)
-        return self._ready.popleft()
+        return self._ready.popleft() if self._ready else None
 
     def put_back(self, queue: str | None = None) -> None:
         """What was taken and not delivered goes back, the last taken first, so that the order stays."""
