@@ -15,10 +15,11 @@ if __name__ == "__main__":
     for folder in sorted({path.parent for path in EXAMPLES.glob("*/*.py") if path.parent.name not in UNTYPED}):
         sys.stdout.write(f"{folder.name}: ")
         sys.stdout.flush()
-        # Celery has no annotations, so its decorators are untyped whatever an example does.
+        # Celery has no annotations, so its decorators are untyped whatever an example does; OpenTelemetry's constructor has none either.
         failed += subprocess.run(
             [
-                sys.executable, "-m", "mypy", "--strict", "--allow-untyped-decorators", "--config-file", "../../setup.cfg",
+                sys.executable, "-m", "mypy", "--strict", "--allow-untyped-decorators", "--untyped-calls-exclude", "opentelemetry",
+                "--config-file", "../../setup.cfg",
                 *sorted(path.name for path in folder.glob("*.py")),
             ],
             cwd=folder, check=False,
