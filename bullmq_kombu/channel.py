@@ -197,11 +197,16 @@ class Channel(virtual.Channel):
             self.publisher.store((publication,))
 
     def _is_reply(self, queue: str, message: dict[str, Any]) -> bool:
-        """An answer to somebody's own queue: if that is gone, so is who would read it, and it must not become a queue of jobs."""
+        """An answer to somebody's own queue, found by its id or by a binding: if the queue is gone, so is who would read it, and it must
+        not become a queue of jobs."""
         properties = message["properties"]
-        if "task" in message["headers"] or not properties.get("correlation_id") or properties.get("reply_to"):
+        is_answer = properties.get("correlation_id") and not properties.get("reply_to")
+        if "task" in message["headers"] or not (is_answer or (properties.get("delivery_info") or {}).get("exchange")):
             return False
-        return self.transient.is_one(queue) or not self._has_queue(queue)
+        if not self.transient.is_one(queue) and self._has_queue(queue):
+            self.transient.is_none(queue)
+            return False
+        return True
 
     def _carry_on(self, outgoing: Outgoing, now: int) -> bool:
         """The running task publishes under its own id (retry, replace): its job goes on. False where the job is no longer its own."""

@@ -86,7 +86,9 @@ class TransientQueues:
         return found
 
     def is_known(self, queue: str) -> bool:
-        return queue in self._known
+        """Whether there is such a queue, of either kind."""
+        known = self._known.get(queue)
+        return known is not None and (known[0] or known[1] == 0.0)
 
     def is_none(self, queue: str) -> None:
         """The queue was declared as one of jobs."""

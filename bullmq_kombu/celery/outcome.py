@@ -140,6 +140,7 @@ class JobRequest:
 
     _delivery: Delivery | None = None
     _rejected: bool | None = None  # by the request itself; the value is `requeue`
+    _is_stopped = False  # Celery is about to end the task from outside
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Celery generates the class it uses from ours, with an `on_success` that calls no other: it is wrapped here.
@@ -148,9 +149,13 @@ class JobRequest:
         if generated is not None:
 
             def on_success(self: Any, failed__retval__runtime: Any, **kwargs: Any) -> Any:
-                failed, retval, _ = failed__retval__runtime
+                failed, retval, runtime = failed__retval__runtime
                 if not failed:
-                    self._job_returned(retval)
+                    # What Celery makes of a greenlet that was killed: no text, no time.
+                    if retval is None and runtime is None:
+                        self._job_killed()
+                    else:
+                        self._job_returned(retval)
                 return generated(self, failed__retval__runtime, **kwargs)
 
             cls.on_success = on_success  # type: ignore[attr-defined]
@@ -196,6 +201,19 @@ class JobRequest:
                 self._delivery.complete(retval.returnvalue, retval.note, silent=self._is_ignored)
             else:
                 self._delivery.complete(log="the return value did not reach the worker's main process")
+
+    def _job_killed(self) -> None:
+        # Celery itself says why where it did so, but only after the greenlet has gone.
+        if self._delivery is not None and not self._is_stopped:
+            self._delivery.fail("Terminated: the greenlet of the task was killed", final=True)
+
+    def terminate(self, *args: Any, **kwargs: Any) -> Any:
+        self._is_stopped = True
+        return cast("Any", super()).terminate(*args, **kwargs)
+
+    def cancel(self, *args: Any, **kwargs: Any) -> Any:
+        self._is_stopped = True
+        return cast("Any", super()).cancel(*args, **kwargs)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         # First Celery's own part: it may publish the task again, which carries the job on, or decide to put it back.
