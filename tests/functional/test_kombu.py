@@ -1,0 +1,472 @@
+"""Kombu without Celery: queues, exchanges and consumers, between connections and processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery
+from conftest import WorkerOf, sender
+from jobs import Job, jobs_of
+from kombu import Connection, Consumer, Exchange, Producer, Queue
+from kombu.common import Broadcast
+from kombu.mixins import ConsumerMixin
+from kombu.simple import SimpleQueue
+from servers import Server
+from waiting import wait_until
+
+OPTIONS: dict[str, Any] = {"lock_duration": 1.0, "stalled_interval": 1.0, "drain_delay": 1.0}
+
+
+@pytest.fixture
+def connection(server: Server) -> Iterator[Connection]:
+    with Connection(server.url, transport_options=OPTIONS) as one:
+        yield one
+
+
+@pytest.fixture
+def other(server: Server) -> Iterator[Connection]:
+    """Another connection, as another process would have."""
+    with Connection(server.url, transport_options=OPTIONS) as one:
+        yield one
+
+
+class Inbox:
+    """What a consumer got; messages are acknowledged unless told otherwise."""
+
+    def __init__(self, connection: Any, *queues: Queue, ack: bool = True, **options: Any) -> None:
+        self.bodies: list[Any] = []
+        self.messages: list[Any] = []
+        self._ack = ack
+        self._connection = connection
+        self.consumer = Consumer(connection, list(queues), callbacks=[self._take], **options)
+
+    def _take(self, body: Any, message: Any) -> None:
+        self.bodies.append(body)
+        self.messages.append(message)
+        if self._ack:
+            message.ack()
+
+    def drain(self, count: int, connection: Connection | None = None, timeout: float = 10.0) -> list[Any]:
+        """Until it has got `count`."""
+        connection = connection or self._connection
+        until = time.monotonic() + timeout
+        while len(self.bodies) < count:
+            connection.drain_events(timeout=max(until - time.monotonic(), 0.01))
+        return self.bodies
+
+    def __enter__(self) -> Inbox:
+        self.consumer.consume()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.consumer.cancel()
+
+
+def publish(connection: Connection, body: Any, **options: Any) -> None:
+    with Producer(connection.channel()) as producer:
+        producer.publish(body, **options)
+
+
+# -- simple queues -------------------------------------------------------------------------------------------------------------
+
+
+def test_simple_queue(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    with SimpleQueue(other, queue_name) as sending, SimpleQueue(connection, queue_name) as receiving:
+        for n in range(3):
+            sending.put({"n": n})
+        assert receiving.qsize() == 3
+        job_id = jobs_of(redis_client, queue_name, "wait")[-1]
+        job = Job(redis_client, queue_name, job_id)
+        assert job.hash["name"] == "kombu.message"
+        assert json.loads(job.hash["data"]) == {"n": 0}
+        for n in range(3):
+            message = receiving.get(timeout=5)
+            assert message.payload == {"n": n}
+            message.ack()
+        with pytest.raises(receiving.Empty):
+            receiving.get(timeout=0.1)
+        with pytest.raises(receiving.Empty):
+            receiving.get_nowait()
+        sending.put("now")
+        assert receiving.get_nowait().payload == "now"
+        sending.put("cleared")
+        assert receiving.clear() == 1
+    job.wait_for("completed")
+    assert job.hash["returnvalue"] == "null"
+
+
+@pytest.mark.parametrize(
+    ("serializer", "body"), [("json", {"a": [1, None]}), ("pickle", {1, 2}), ("yaml", {"a": 1}), ("msgpack", {"a": 1}), ("raw", b"\xff\x00")]
+)
+def test_serializers(connection: Connection, other: Connection, queue_name: str, serializer: str, body: Any) -> None:
+    queue = Queue(queue_name)
+    publish(other, body, routing_key=queue_name, declare=[queue], serializer=serializer, headers={"x": 1}, correlation_id="c", priority=3)
+    with Inbox(connection, queue, accept=["json", "pickle", "yaml", "msgpack", "application/data"]) as inbox:
+        assert inbox.drain(1) == [body]
+    (message,) = inbox.messages
+    assert message.headers["x"] == 1
+    assert message.properties["correlation_id"] == "c"
+    assert message.properties["priority"] == 3
+
+
+# -- acknowledgements ----------------------------------------------------------------------------------------------------------
+
+
+def test_acknowledged(connection: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """Active and locked for as long as it takes, then completed."""
+    queue = Queue(queue_name)
+    publish(connection, "held", routing_key=queue_name, declare=[queue])
+    job = Job(redis_client, queue_name, jobs_of(redis_client, queue_name, "wait")[0])
+    with Inbox(connection, queue, ack=False) as inbox:
+        inbox.drain(1)
+        until = time.monotonic() + 2.5
+        while time.monotonic() < until:  # longer than the lock
+            assert job.state == "active"
+            assert job.is_locked
+        inbox.messages[0].ack()
+        job.wait_for("completed")
+    assert job.history == ["added", "waiting", "active", "completed"]
+
+
+def test_rejected(connection: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    queue = Queue(queue_name)
+    publish(connection, "unwanted", routing_key=queue_name, declare=[queue])
+    job = Job(redis_client, queue_name, jobs_of(redis_client, queue_name, "wait")[0])
+    with Inbox(connection, queue, ack=False) as inbox:
+        inbox.drain(1)
+        inbox.messages[0].reject()
+        job.wait_for("failed")
+    assert job.reason == "rejected"
+
+
+def test_requeued(connection: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """It comes again, before the others."""
+    queue = Queue(queue_name)
+    for body in ("first", "second"):
+        publish(connection, body, routing_key=queue_name, declare=[queue])
+    with Inbox(connection, queue, ack=False, prefetch_count=1) as inbox:
+        inbox.drain(1)
+        inbox.messages[0].requeue()
+        inbox.drain(2)
+        inbox.messages[1].ack()
+        inbox.drain(3)
+        inbox.messages[2].ack()
+    assert inbox.bodies == ["first", "first", "second"]
+
+
+def test_closed_without_acknowledgement(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """Whatever was not acknowledged goes back, in its order."""
+    queue = Queue(queue_name)
+    for n in range(5):
+        publish(other, n, routing_key=queue_name, declare=[queue])
+    inbox = Inbox(connection, queue, ack=False, prefetch_count=3)
+    inbox.consumer.consume()
+    inbox.drain(3)
+    assert len(jobs_of(redis_client, queue_name, "active")) == 3
+    connection.close()
+    wait_until(lambda: jobs_of(redis_client, queue_name, "active") == [], what="the jobs to be back")
+    with Inbox(other, queue) as again:
+        assert again.drain(5) == [0, 1, 2, 3, 4]
+
+
+def test_process_lost(server: Server, connection: Connection, redis_client: redis.Redis, queue_name: str, tmp_path: Path) -> None:
+    """A consumer that dies with a message in hand: it comes again when the lock has expired."""
+    publish(connection, "precious", routing_key=queue_name, declare=[Queue(queue_name)])
+    script = (
+        "import os, kombu\n"
+        f"connection = kombu.Connection({server.url!r}, transport_options={OPTIONS!r})\n"
+        "take = lambda body, message: os._exit(7)\n"
+        f"with kombu.Consumer(connection, [kombu.Queue({queue_name!r})], callbacks=[take]):\n"
+        "    connection.drain_events(timeout=10)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60).returncode == 7
+    with Inbox(connection, Queue(queue_name)) as inbox:
+        assert inbox.drain(1) == ["precious"]
+    assert inbox.messages[0].delivery_info["redelivered"]
+
+
+def test_no_ack(connection: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """Completed as soon as it is handed over."""
+    queue = Queue(queue_name)
+    for n in range(3):
+        publish(connection, n, routing_key=queue_name, declare=[queue])
+    with Inbox(connection, queue, ack=False, no_ack=True) as inbox:
+        assert inbox.drain(3) == [0, 1, 2]
+        wait_until(lambda: len(jobs_of(redis_client, queue_name, "completed")) == 3, what="them to be completed")
+
+
+def test_basic_get(connection: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    queue = Queue(queue_name)(connection.channel())
+    queue.declare()
+    assert queue.get() is None
+    for n in range(3):
+        publish(connection, n, routing_key=queue_name)
+    message = queue.get()
+    assert message.payload == 0
+    assert len(jobs_of(redis_client, queue_name, "active")) == 1
+    message.ack()
+    assert queue.get(no_ack=True).payload == 1
+    left = queue.get()
+    left.requeue()
+    wait_until(lambda: len(jobs_of(redis_client, queue_name, "wait")) == 1, what="it to be back")
+    assert len(jobs_of(redis_client, queue_name, "completed")) == 2
+
+
+# -- exchanges -----------------------------------------------------------------------------------------------------------------
+
+
+def test_direct_exchange(connection: Connection, other: Connection, queue_name: str) -> None:
+    exchange = Exchange(f"x-{queue_name}", "direct")
+    queues = [Queue(f"{queue_name}-{key}", exchange, routing_key=key) for key in ("a", "b")]
+    with Inbox(connection, queues[0]) as first, Inbox(connection, queues[1]) as second:
+        for key in ("a", "b", "a", "nobody"):
+            publish(other, key, exchange=exchange, routing_key=key, declare=[exchange])
+        first.drain(2, connection)
+        second.drain(1, connection)
+        assert (first.bodies, second.bodies) == (["a", "a"], ["b"])
+
+
+def test_topic_exchange(connection: Connection, other: Connection, queue_name: str) -> None:
+    exchange = Exchange(f"x-{queue_name}", "topic")
+    keys = {"one": "stock.*.price", "all": "stock.#", "end": "#.price"}
+    with Inbox(connection, *(Queue(f"{queue_name}-{name}", exchange, routing_key=key) for name, key in keys.items())) as inbox:
+        for key in ("stock.us.price", "stock.us.nyse.price", "stock", "weather.price", "weather"):
+            publish(other, key, exchange=exchange, routing_key=key, declare=[exchange])
+        inbox.drain(1 + 3 + 3)
+        got = sorted((message.delivery_info["routing_key"]) for message in inbox.messages)
+    assert got == sorted(["stock.us.price"] * 3 + ["stock.us.nyse.price"] * 2 + ["stock", "weather.price"])
+
+
+def test_binding_made_by_another_process(connection: Connection, server: Server, queue_name: str, tmp_path: Path) -> None:
+    """Publishing there reaches what was bound here."""
+    exchange = Exchange(f"x-{queue_name}", "direct")
+    with Inbox(connection, Queue(queue_name, exchange, routing_key="k")) as inbox:
+        script = (
+            "import kombu\n"
+            f"with kombu.Connection({server.url!r}) as connection:\n"
+            f"    exchange = kombu.Exchange({exchange.name!r}, 'direct')\n"
+            "    kombu.Producer(connection).publish('there', exchange=exchange, routing_key='k', declare=[exchange])\n"
+        )
+        assert subprocess.run([sys.executable, "-c", script], cwd=tmp_path, timeout=60).returncode == 0
+        assert inbox.drain(1) == ["there"]
+
+
+def test_unbound(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """A queue that is unbound gets nothing more, also from a connection that has published there before."""
+    exchange = Exchange(f"x-{queue_name}", "direct")
+    queue = Queue(queue_name, exchange, routing_key="k")(connection.channel())
+    queue.declare()
+    publish(other, "before", exchange=exchange, routing_key="k", declare=[exchange])
+    assert queue.get(no_ack=True).payload == "before"
+    queue.unbind_from(exchange, routing_key="k")
+    publish(other, "after", exchange=exchange, routing_key="k", declare=[exchange])
+    assert queue.get() is None
+    queue.bind_to(exchange, routing_key="k")
+    publish(other, "again", exchange=exchange, routing_key="k", declare=[exchange])
+    assert queue.get(no_ack=True).payload == "again"
+
+
+def test_fanout(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """Everybody who listens gets it, and it leaves nothing behind."""
+    exchange = Exchange(f"x-{queue_name}", "fanout", durable=False)
+    with (
+        Inbox(connection, Queue("", exchange, exclusive=True, auto_delete=True)) as first,
+        Inbox(other, Queue("", exchange, exclusive=True, auto_delete=True)) as second,
+    ):
+        wait_until(lambda: redis_client.pubsub_numpat() >= 2, what="both to listen")
+        for n in range(3):
+            publish(other, n, exchange=exchange, declare=[exchange])
+        assert first.drain(3, connection) == second.drain(3, other) == [0, 1, 2]
+    assert not list(redis_client.scan_iter(f"*{exchange.name}*"))
+
+
+# -- waiting -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("timeout", [0, 0.01, 0.5])
+def test_timeout(connection: Connection, queue_name: str, timeout: float) -> None:
+    with Inbox(connection, Queue(queue_name)):
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=timeout)
+        assert timeout - 0.01 <= time.monotonic() - begun < timeout + 0.5
+
+
+def test_woken(connection: Connection, other: Connection, queue_name: str) -> None:
+    """A consumer that waits is told at once."""
+    with Inbox(connection, Queue(queue_name)) as inbox:
+        told: list[float] = []
+        inbox.consumer.register_callback(lambda body, message: told.append(time.monotonic()))
+        thread = threading.Thread(target=inbox.drain, args=(1,))
+        thread.start()
+        with pytest.raises(TimeoutError):
+            other.drain_events(timeout=0.3) if other.transport.channels else _pause(0.3)
+        sent = time.monotonic()
+        publish(other, "hello", routing_key=queue_name)
+        thread.join(10)
+    assert told
+    assert told[0] - sent < 0.5
+
+
+def _pause(seconds: float) -> None:
+    threading.Event().wait(seconds)
+    raise TimeoutError
+
+
+def test_several_channels(connection: Connection, other: Connection, queue_name: str) -> None:
+    """Jobs, lists and broadcasts on channels of one connection, waited for together."""
+    broadcast = Exchange(f"x-{queue_name}", "fanout", durable=False)
+    queues = [
+        Queue(f"{queue_name}-1"),
+        Queue(f"{queue_name}-2"),
+        Queue(f"{queue_name}-mine", exclusive=True, auto_delete=True),
+        Queue("", broadcast, exclusive=True, auto_delete=True),
+    ]
+    inboxes = [Inbox(connection.channel(), queue) for queue in queues]
+    for inbox in inboxes:
+        inbox.consumer.consume()
+    for round_ in range(3):
+        for queue in queues[:3]:
+            publish(other, round_, routing_key=queue.name)
+        publish(other, round_, exchange=broadcast, declare=[broadcast])
+        for inbox in inboxes:
+            assert inbox.drain(round_ + 1, connection) == list(range(round_ + 1))
+    with pytest.raises(TimeoutError):
+        connection.drain_events(timeout=0.05)
+
+
+def test_prefetch_count(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    queue = Queue(queue_name)
+    for n in range(5):
+        publish(other, n, routing_key=queue_name, declare=[queue])
+    with Inbox(connection, queue, ack=False, prefetch_count=2) as inbox:
+        inbox.drain(2)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.2)
+        assert len(jobs_of(redis_client, queue_name, "active")) == 2
+        inbox.messages[0].ack()
+        inbox.drain(3)
+        for message in inbox.messages[1:]:
+            message.ack()
+        inbox.drain(5)
+        for message in inbox.messages[3:]:
+            message.ack()
+    assert inbox.bodies == [0, 1, 2, 3, 4]
+
+
+class Service(ConsumerMixin):  # type: ignore[misc]
+    """As Kombu's manual shows it."""
+
+    def __init__(self, connection: Connection, queue: str) -> None:
+        self.connection = connection
+        self.queue = queue
+        self.got: list[Any] = []
+
+    def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:
+        return [consumer([Queue(self.queue)], callbacks=[self.on_message], prefetch_count=10)]
+
+    def on_message(self, body: Any, message: Any) -> None:
+        self.got.append(body)
+        message.ack()
+
+
+def test_consumer_mixin(queue_name: str) -> None:
+    """It goes on after its connections were cut."""
+    with Server() as own, own.client() as client:
+        service = Service(Connection(own.url, transport_options=OPTIONS), queue_name)
+        thread = threading.Thread(target=service.run)
+        thread.start()
+        try:
+            with Connection(own.url) as sending:
+                publish(sending, 1, routing_key=queue_name, declare=[Queue(queue_name)])
+                wait_until(lambda: service.got == [1], what="the first message")
+                client.client_kill_filter(_type="normal", skipme=True)
+            with Connection(own.url) as sending:
+                publish(sending, 2, routing_key=queue_name)
+                wait_until(lambda: service.got == [1, 2], what="the second message")
+        finally:
+            service.should_stop = True
+            thread.join(20)
+        assert not thread.is_alive()
+
+
+# -- queues --------------------------------------------------------------------------------------------------------------------
+
+
+def test_declare_passively(connection: Connection, queue_name: str) -> None:
+    channel = connection.channel()
+    with pytest.raises(connection.channel_errors):
+        Queue(queue_name)(channel).queue_declare(passive=True)
+    Queue(queue_name)(channel).declare()
+    publish(connection, 1, routing_key=queue_name)
+    assert Queue(queue_name)(channel).queue_declare(passive=True).message_count == 1
+
+
+def test_delete(connection: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """What waits goes; the queue's settings and what is finished stay: it is not only ours."""
+    queue = Queue(queue_name)(connection.channel())
+    queue.declare()
+    publish(connection, "done", routing_key=queue_name)
+    queue.get(no_ack=True)
+    publish(connection, "waits", routing_key=queue_name)
+    wait_until(lambda: jobs_of(redis_client, queue_name, "completed"), what="the first to be completed")
+    queue.delete()
+    assert jobs_of(redis_client, queue_name, "wait") == []
+    assert len(jobs_of(redis_client, queue_name, "completed")) == 1
+    assert redis_client.exists(f"bull:{queue_name}:meta")
+
+
+@pytest.mark.parametrize("name", ["a:b", ":"])
+def test_name_that_bullmq_refuses(connection: Connection, name: str) -> None:
+    with pytest.raises(ValueError, match="cannot contain ':'"):
+        Queue(name)(connection.channel()).declare()
+
+
+def test_queue_of_ones_own(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """Exclusive queues are lists that expire and go with their consumer."""
+    queue = Queue(queue_name, exclusive=True, auto_delete=True, expires=5.0)
+    with Inbox(connection, queue) as inbox:
+        publish(other, "reply", routing_key=queue_name)
+        assert inbox.drain(1) == ["reply"]
+        publish(other, "left", routing_key=queue_name)
+        for key in redis_client.scan_iter(f"*{queue_name}*"):
+            assert 0 < redis_client.pttl(key) <= 5000, key
+    connection.close()
+    assert not list(redis_client.scan_iter(f"*{queue_name}*"))
+
+
+# -- with Celery ---------------------------------------------------------------------------------------------------------------
+
+
+def test_broadcast_of_tasks(server: Server, worker: WorkerOf, queue_name: str, tmp_path: Path) -> None:
+    """A task sent to a broadcast queue runs once on every worker; there is no job."""
+    workers = [worker(queue_name, app="broadcasting") for _ in range(2)]
+    queue = Broadcast("news")
+    with sender(server, task_queues=[queue], task_routes={"news": {"queue": "news", "exchange": "news"}}) as app:
+        app.send_task("news", args=[str(tmp_path / "it")])
+    wait_until(lambda: (tmp_path / "it").exists() and (tmp_path / "it").read_text().count("\n") == 2, what="both workers to run it")
+    assert sorted((tmp_path / "it").read_text().split()) == sorted(one.name for one in workers)
+
+
+def test_rpc_results(server: Server, worker: WorkerOf, redis_client: redis.Redis, queue_name: str) -> None:
+    """`rpc://` sends results through the broker; they leave no queue behind."""
+    worker(settings={"result_backend": "rpc://"})
+    with sender(server, result_backend="rpc://") as app:
+        results = [app.send_task("echo", args=[n], queue=queue_name) for n in range(5)]
+        assert [result.get(timeout=20) for result in results] == [0, 1, 2, 3, 4]
+        failed = app.send_task("boom", queue=queue_name)
+        with pytest.raises(ValueError, match="the message"):
+            failed.get(timeout=20)
+        oid = app.thread_oid
+    for key in redis_client.scan_iter(f"*{oid}*"):
+        assert "::kombu:" in key
+        assert redis_client.pttl(key) > 0
