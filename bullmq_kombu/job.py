@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bullmq_kombu import admin_scripts, scripts
@@ -41,10 +42,14 @@ def _number(text: str | None) -> int | None:
             return None
 
 
+#: `json.dumps` makes one for each text.
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def to_data(value: Any) -> str:
     """The JSON text of data, progress or a result; BadInput where there is none."""
     try:
-        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        text = _encode(value)
         text.encode()
     except UnicodeEncodeError:
         text = json.dumps(value, separators=(",", ":"), allow_nan=False)
@@ -60,7 +65,7 @@ class Job:
         self.queue = queue
         self.id = job_id
         self.name = fields.get("name", "")
-        self.data: Any = _value(fields.get("data"), {})
+        self._data = fields.get("data")
         self.opts: dict[str, Any] = public_options(read_stored(fields.get("opts", "{}")))
         self.timestamp = _number(fields.get("timestamp")) or 0
         self.delay = _number(fields.get("delay")) or 0
@@ -87,6 +92,11 @@ class Job:
 
     def __repr__(self) -> str:
         return f"<Job {self.id} {self.name!r} of {self.queue.name}>"
+
+    @cached_property
+    def data(self) -> Any:
+        """The job's data."""
+        return _value(self._data, {})
 
     @property
     def queue_name(self) -> str:
@@ -130,6 +140,7 @@ class Job:
         fresh = self.queue.get_job(self.id)
         if fresh is None:
             raise job_error(-1, "getJob", self.id)
+        self.__dict__.pop("data", None)
         self.__dict__.update(fresh.__dict__)
         return self
 

@@ -77,6 +77,8 @@ class Queue(QueueView, Schedulers):
         self.clock = clock
         check_job_options(default_job_options or {})
         self.default_job_options = dict(default_job_options or {})
+        #: Those of a job that brings none.
+        self._usual_options = make_job_options({}, self.default_job_options)
 
     def __repr__(self) -> str:
         return f"<Queue {self.prefix}:{self.name} at {self.server.address.where}>"
@@ -127,7 +129,8 @@ class Queue(QueueView, Schedulers):
         if unknown or not isinstance(job.get("name"), str):
             raise BadInput(f"a job is {{'name': text, 'data': …, 'opts': {{…}}}}, not {job!r}")
         name, data = job["name"], to_data(job.get("data", {}))
-        options = make_job_options(job.get("opts") or {}, self.default_job_options)
+        given = job.get("opts")
+        options = make_job_options(given, self.default_job_options) if given else self._usual_options
         check_size(name, data, options.size_limit)
         timestamp = options.timestamp if options.timestamp is not None else now
         more = json.dumps(options.more) if options.more else ""

@@ -48,12 +48,10 @@ class CurrentJob(Job):
         super().__init__(queue, about["job"], about)
         self.token: str = about["token"]
         self.attempts_started += 1
-        # The message carries it once, as the task's arguments: it is read when asked for.
-        del self.__dict__["data"]
 
     @cached_property
     def data(self) -> Any:
-        """The job's data, as it is now."""
+        """The job's data, as it is now. The message carries it once, as the task's arguments: it is read when asked for."""
         text = self.queue.server.call("HGET", self.key, "data")
         return json.loads(text) if text else {}
 
