@@ -44,6 +44,14 @@ class Bindings:
 
     def remove_exchange(self, exchange: str) -> None:
         self._server.call("DEL", self._keys.bindings(exchange))
+        self._server.call("SREM", self._keys.fanouts, exchange)
+
+    def is_fanout(self, exchange: str) -> None:
+        """Tells other processes that the exchange is a broadcast."""
+        self._server.call("SADD", self._keys.fanouts, exchange)
+
+    def has_fanout(self, exchange: str) -> bool:
+        return bool(self._server.call("SISMEMBER", self._keys.fanouts, exchange))
 
 
 def pack(binding: Binding) -> str:

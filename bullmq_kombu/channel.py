@@ -113,21 +113,27 @@ class Channel(virtual.Channel):
         return int(scripts.run(self.server, "drain", (queue_base(self.options.prefix, queue),), (now_ms(), 1)))
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> None:
-        if if_empty and self._size(queue):
+        """A BullMQ queue keeps its settings and history; its waiting and delayed jobs go."""
+        is_jobs = queue not in self.transient and not self.transient.is_one(queue)
+        if if_empty and (self._size(queue) or (is_jobs and self._has_delayed(queue))):
             return
-        super().queue_delete(queue, if_unused, if_empty, **kwargs)
+        super().queue_delete(queue, if_unused, **kwargs)
+        if is_jobs:
+            self._purge(queue)
         self.intake.fanout.unsubscribe(queue)
         self.transient.drop(queue)
 
     def _delete(self, queue: str, exchange: str = "", routing_key: str = "", pattern: str = "", *args: Any, **kwargs: Any) -> None:
-        """Takes a binding away, and a list with its messages. A BullMQ queue keeps its settings and history; its waiting jobs go."""
-        if exchange:
-            self.bindings.remove(exchange, (routing_key or "", pattern or "", queue or ""))
-        if queue not in self.transient and not self.transient.is_one(queue):
-            self._purge(queue)
+        """Takes a binding away, as Kombu calls it for each of a queue that is deleted."""
+        self.bindings.remove(exchange, (routing_key or "", pattern or "", queue or ""))
+
+    def _has_delayed(self, queue: str) -> bool:
+        return bool(self.server.call("ZCARD", queue_base(self.options.prefix, queue) + "delayed"))
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         is_broadcast = self.typeof(exchange).type == "fanout"
+        if is_broadcast:
+            self.bindings.is_fanout(exchange)
         if is_broadcast and queue in self.transient:
             self.transient.broadcasts[queue] = (exchange, (routing_key or "").replace("/", "."))
             return
@@ -147,8 +153,18 @@ class Channel(virtual.Channel):
             self.transient.forget_bindings(name)
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
-        super().exchange_delete(exchange, if_unused, nowait)
+        """The exchange and its bindings; Kombu would delete the queues too."""
+        for binding in list(self.state.bindings):
+            if binding.exchange == exchange:
+                self.state.binding_delete(binding.queue, binding.exchange, binding.routing_key)
+        self.state.exchanges.pop(exchange, None)
         self.bindings.remove_exchange(exchange)
+
+    def typeof(self, exchange: str, default: str = "direct") -> Any:
+        """Kombu's, that also knows a broadcast which only others have declared: Celery declares none where it sends to one."""
+        if exchange not in self.state.exchanges and self.bindings.has_fanout(exchange):
+            self.exchange_declare(exchange, "fanout")
+        return super().typeof(exchange, default)
 
     def get_table(self, exchange: str) -> list[tuple[str, Any, str]]:
         return [(routing_key, pattern, queue) for routing_key, pattern, queue in self.bindings.of(exchange, now_ms())]

@@ -236,17 +236,17 @@ def test_direct_exchange(connection: Connection, other: Connection, queue_name: 
 
 
 def test_topic_exchange(connection: Connection, other: Connection, queue_name: str) -> None:
+    """Only what every version of Kombu and AMQP agree on: in Kombu a `*` was once several words, and a `#` at the end is at least one."""
     exchange = Exchange(f"x-{queue_name}", "topic")
     keys = {"one": "stock.*.price", "all": "stock.#", "end": "#.price"}
     with Inbox(connection, *(Queue(f"{queue_name}-{name}", exchange, routing_key=key) for name, key in keys.items())) as inbox:
-        for key in ("stock.us.price", "stock.us.nyse.price", "stock", "weather.price", "weather"):
+        for key in ("stock.us.price", "stock.us", "weather.price", "weather"):
             publish(other, key, exchange=exchange, routing_key=key, declare=[exchange])
-        # Kombu's own rule, for every transport but AMQP's: a `*` may be several words, a `#` at the end at least one.
-        inbox.drain(7)
+        inbox.drain(5)
         with pytest.raises(TimeoutError):
             connection.drain_events(timeout=0.1)
         got = sorted(message.delivery_info["routing_key"] for message in inbox.messages)
-    assert got == sorted(["stock.us.price"] * 3 + ["stock.us.nyse.price"] * 3 + ["weather.price"])
+    assert got == sorted(["stock.us.price"] * 3 + ["stock.us"] + ["weather.price"])
 
 
 def test_binding_made_by_another_process(connection: Connection, server: Server, queue_name: str, tmp_path: Path) -> None:
@@ -427,8 +427,16 @@ def test_delete(connection: Connection, redis_client: redis.Redis, queue_name: s
     publish(connection, "done", routing_key=queue_name)
     queue.get(no_ack=True)
     publish(connection, "waits", routing_key=queue_name)
-    wait_until(lambda: jobs_of(redis_client, queue_name, "completed"), what="the first to be completed")
+    publish(connection, "later", routing_key=queue_name, bullmq={"delay": 60_000})
+    wait_until(lambda: redis_client.zcard(f"bull:{queue_name}:completed"), what="the first to be completed")
+    queue.delete(if_empty=True)
+    assert len(jobs_of(redis_client, queue_name, "wait")) == 1
+    queue.purge()
+    publish(connection, "later", routing_key=queue_name, bullmq={"delay": 60_000})
+    queue.delete(if_empty=True)
+    assert len(jobs_of(redis_client, queue_name, "delayed")) == 1
     queue.delete()
+    assert jobs_of(redis_client, queue_name, "delayed") == []
     assert jobs_of(redis_client, queue_name, "wait") == []
     assert len(jobs_of(redis_client, queue_name, "completed")) == 1
     assert redis_client.exists(f"bull:{queue_name}:meta")

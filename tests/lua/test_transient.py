@@ -47,6 +47,15 @@ def test_messages_come_in_the_order_they_went(kombu: Queue) -> None:
     assert pop(kombu, 2) == []
 
 
+def test_a_queue_that_is_new_starts_empty(kombu: Queue) -> None:
+    push(kombu, "for an older one of this name")
+    declare(kombu, "q", KEPT_MS, 0)
+    assert pop(kombu, 2) == []
+    push(kombu, "for this one")
+    declare(kombu, "q", KEPT_MS, 0)
+    assert pop(kombu, 2) == ["for this one"]
+
+
 def test_lower_priorities_come_first(kombu: Queue) -> None:
     for message, priority in (("c", 9), ("a", 0), ("d", 2_097_151), ("b", 1), ("a2", 0)):
         push(kombu, message, priority)
@@ -102,6 +111,7 @@ def test_a_message_to_a_queue_nobody_declared_does_not_stay_for_ever(kombu: Queu
 
 
 def test_declaring_again_prolongs_what_is_there(kombu: Queue) -> None:
+    declare(kombu, "q", 2000, 0)
     push(kombu, "1")
     declare(kombu, "q", KEPT_MS, 0)
 
