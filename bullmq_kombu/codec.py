@@ -52,6 +52,8 @@ JSON_TYPE = "application/json"
 MESSAGE_NAME = "kombu.message"
 
 _NUMBER = re.compile("[0-9]{1,18}")
+#: The field of a message that has nothing but a body, the commonest without a task.
+_PLAIN_MESSAGE = '{"k":"m"}'
 _NO_ARGS = "[[], "
 _NO_EMBED = ", " + json.dumps(EMBED) + "]"
 _EMBED_TEXT = json.dumps(EMBED)
@@ -310,6 +312,8 @@ def message_of(
     """
     try:
         text = fields.get("celery")
+        if text == _PLAIN_MESSAGE:
+            return _own(queue, job_id, fields, {"k": "m"}, tag, prefix, token)
         # Kombu's decoder knows dates and the like, and is several times slower.
         celery = None if text is None else kombu_loads(text) if "__type__" in text else json.loads(text)
     except Exception:  # somebody else's text may hold whatever breaks a decoder
@@ -428,7 +432,7 @@ def _deliver(
     token: str,
 ) -> None:  # fmt: skip
     priority = fields.get("priority", "0")
-    properties["priority"] = int(priority) if _NUMBER.fullmatch(priority) else 0
+    properties["priority"] = int(priority) if priority != "0" and _NUMBER.fullmatch(priority) else 0
     properties["delivery_tag"] = tag
     properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
     if fields.get("stc") or fields.get("ats"):
@@ -438,7 +442,10 @@ def _deliver(
 
 def _about(fields: Mapping[str, str]) -> dict[str, Any]:
     """What `current_job()` tells without asking Redis: the hash except what the message says already."""
-    return {name: value for name, value in fields.items() if name not in ("data", "celery", "stacktrace", "returnvalue", "progress")}
+    about = dict(fields)
+    for name in ("data", "celery", "stacktrace", "returnvalue", "progress"):
+        about.pop(name, None)
+    return about
 
 
 def _loads_data(data: str) -> Any:

@@ -12,8 +12,10 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 import os
 import re
+import select
 import selectors
 import socket
 import threading
@@ -30,6 +32,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from bullmq_kombu import native
 from bullmq_kombu.address import DEFAULT_PORT as DEFAULT_PORT
 from bullmq_kombu.address import Address as Address
 from bullmq_kombu.address import address_of as address_of
@@ -241,8 +244,17 @@ def _as_bytes(part: Any) -> Any:
     return part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
 
 
+_poll = getattr(select, "poll", None)
+
+
 def wait_any(descriptors: list[int], timeout: float | None) -> list[int]:
     """Those of the descriptors that become readable within `timeout` seconds (None: whenever). Works under gevent and eventlet."""
+    if _poll is not None and not native.is_green():
+        # A selector would be made, and a descriptor with it, for one wait.
+        poll = _poll()
+        for descriptor in descriptors:
+            poll.register(descriptor, native.POLLIN)
+        return [found for found, _ in poll.poll(None if timeout is None else math.ceil(max(timeout, 0.0) * 1000))]
     with selectors.DefaultSelector() as selector:
         for descriptor in descriptors:
             selector.register(descriptor, selectors.EVENT_READ)

@@ -91,7 +91,10 @@ class Delivery:
 
     def complete(self, returnvalue: str = "null", log: str | None = None, *, silent: bool = False) -> None:
         """`returnvalue` is JSON; `log` a line for the job's log. `silent`: this is no end of the task, or none that it tells."""
-        keep = keep_of(self.opts.get("removeOnComplete"), self._leases.options.remove_on_complete)
+        leases, text = self._leases, self.fields.get("opts", "{}")
+        keep = leases.kept.get(text)
+        if keep is None:
+            keep = leases.remember_kept(text, keep_of(self.opts.get("removeOnComplete"), leases.options.remove_on_complete))
         more = self._leases.more(None if log is None else _readable(log), silent=silent)
         self._settle(Ending("completed", self.base, self.id, self.token, returnvalue, "", *keep, "", more))
 

@@ -26,6 +26,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bullmq_kombu import native, scripts
+from bullmq_kombu.attempts import Keep
 from bullmq_kombu.connection import Address, Server
 from bullmq_kombu.delivery import LOST, Delivery, Flight, now_ms
 from bullmq_kombu.errors import job_error, shown
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 SEND_WITHIN_S = 0.01
 #: Pause after an error of the server, so that an outage costs some calls a second.
 AFTER_ERROR_S = 0.5
+#: For how many texts of options it is remembered what they keep.
+KEPT_REMEMBERED = 512
 #: How long the end of the interpreter waits for a call that is on its way.
 LEAVE_WITHIN_S = 5.0
 #: How often in a `stalled_interval` a worker asks at most whether it is time for the check: Redis lets one through, whoever makes it.
@@ -79,6 +82,8 @@ class Leases:
         self._next_recall = 0.0
         self._worker_id = _new_id()
         self._fetches = 0
+        #: What is kept of completed jobs, by the text of their options, which most jobs of a queue share.
+        self.kept: dict[str, Keep] = {}
         self._lock = native.new_lock()
         #: Whether the thread runs, or is about to.
         self._keeps = False
@@ -151,6 +156,12 @@ class Leases:
         self._endings.append((delivery, ending))
         if self._sending_since is None:
             self._arm()
+
+    def remember_kept(self, stored_options: str, keep: Keep) -> Keep:
+        if len(self.kept) >= KEPT_REMEMBERED:
+            self.kept.clear()
+        self.kept[stored_options] = keep
+        return keep
 
     def has_begun(self, tag: str) -> bool:
         """Whether the delivery of this tag is in hand and its work has begun."""

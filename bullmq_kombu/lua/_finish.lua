@@ -44,7 +44,7 @@ local function leave_active(q, id, token, held)
   local code = unlock(q, id, token, held)
   if code == 0 then
     if q.from == nil then
-      q.from = call('LINDEX', q.base .. 'active', -1) == id and -1 or 1
+      q.from = call('LINDEX', q.base .. 'active', '-1') == id and '-1' or '1'
     end
     if call('LREM', q.base .. 'active', q.from, id) == 0 then
       code = -3
@@ -171,10 +171,11 @@ local function finish(q, target, id, token, now, text, stack, keep, attempts, mo
     q.finished[target] = members
     members[#members + 1] = now
     members[#members + 1] = id
+    local made_text = made == 1 and '1' or made
     if stack ~= '' then
-      call('HSET', key, property, text, 'finishedOn', now, 'atm', made, 'stacktrace', stack)
+      call('HSET', key, property, text, 'finishedOn', now, 'atm', made_text, 'stacktrace', stack)
     else
-      call('HSET', key, property, text, 'finishedOn', now, 'atm', made)
+      call('HSET', key, property, text, 'finishedOn', now, 'atm', made_text)
     end
     if found[3] then
       call('HDEL', key, 'defa')

@@ -54,7 +54,7 @@ end
 
 local function wake(q)
   if not is_blocked(q) then
-    call('ZADD', q.base .. 'marker', 0, '0')
+    call('ZADD', q.base .. 'marker', '0', '0')
   end
 end
 

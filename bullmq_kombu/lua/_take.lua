@@ -102,10 +102,11 @@ local function take(q, now, wanted, worker)
       call('SET', key .. ':lock', worker.token, 'PX', worker.lock_ms)
       emit(q, 'active', 'jobId', id, 'prev', 'waiting')
       local started, deferred = look_at(hash)
+      local starts = started == 0 and '1' or started + 1
       if worker.name ~= '' then
-        call('HSET', key, 'processedOn', now, 'ats', started + 1, 'pb', worker.name)
+        call('HSET', key, 'processedOn', now, 'ats', starts, 'pb', worker.name)
       else
-        call('HSET', key, 'processedOn', now, 'ats', started + 1)
+        call('HSET', key, 'processedOn', now, 'ats', starts)
       end
       if max and not deferred then
         counted = counted + 1
@@ -122,7 +123,7 @@ local function take(q, now, wanted, worker)
     end
   end
   if #ids == room then -- there may be more, for whoever waits
-    call('ZADD', q.base .. 'marker', 0, '0')
+    call('ZADD', q.base .. 'marker', '0', '0')
   end
   if #jobs < wanted then
     return jobs, 0, math.floor(first_due(q) or 0)

@@ -17,7 +17,8 @@ Returns: {codes, jobs, queues}; codes: for each delivery 0 (limit: for how many 
 Events: completed, failed, retries-exhausted, delayed, waiting, drained; of parents too; those of `take`
 ]]
 local HEAD, EACH = 8, 11
-local now, wanted = tonumber(ARGV[1]), tonumber(ARGV[3])
+-- A text: that of a number would be made anew for every command.
+local now, wanted = ARGV[1], tonumber(ARGV[3])
 local opened, codes, kept, ended = {}, {}, {}, {}
 local nothing, usual_keep = {}, {}
 

@@ -12,5 +12,5 @@ Events: active; waiting for what became due; failed for an id whose hash is gone
 local worker = {
   token = ARGV[3], lock_ms = ARGV[4], name = ARGV[5], max = tonumber(ARGV[6]), window = tonumber(ARGV[7]),
 }
-local jobs, queues = take_from(KEYS, tonumber(ARGV[1]), tonumber(ARGV[2]), worker, #KEYS, {})
+local jobs, queues = take_from(KEYS, ARGV[1], tonumber(ARGV[2]), worker, #KEYS, {})
 return { jobs, queues }
