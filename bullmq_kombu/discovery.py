@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bullmq_kombu.connection import Server
-from bullmq_kombu.keys import KombuKeys
+from bullmq_kombu.keys import KombuKeys, queue_base
 
 
 def queue_names(server: Server) -> list[str]:
@@ -22,3 +22,9 @@ def queue_names(server: Server) -> list[str]:
                 names.add(name)
         if str(cursor) == "0":
             return sorted(names)
+
+
+def is_queue(server: Server, name: str) -> bool:
+    """Whether `queue_names` has this one; asks for it alone."""
+    prefix = server.options.prefix
+    return bool(server.call("EXISTS", f"{queue_base(prefix, name)}meta") or server.call("SISMEMBER", KombuKeys(prefix).queues, name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from typing import Any
@@ -25,20 +26,30 @@ from bullmq_kombu.cli.surroundings import (
     table,
 )
 from bullmq_kombu.discovery import queue_names
+from bullmq_kombu.flows import FlowProducer, JobNode
 from bullmq_kombu.queue import Queue
 from bullmq_kombu.queue_events import QueueEvents
 
 _STATE = click.Choice(["waiting", "prioritized", "delayed", "waiting-children", "active", "completed", "failed"])
+_COUNT = click.IntRange(min=1)
 _YES = click.option("--yes", is_flag=True, help="Do not ask.")
 
 
 @click.group(name="bullmq")
-@click.option("--url", envvar="BULLMQ_KOMBU_URL", metavar="URL", help="bullmq://host:port/db; also from BULLMQ_KOMBU_URL.")
+@click.option(
+    "--url",
+    envvar="BULLMQ_KOMBU_URL",
+    metavar="bullmq://HOST:PORT/DB",
+    help="Where Redis is; also from BULLMQ_KOMBU_URL. Else 127.0.0.1:6379/0, or the Celery app's broker_url.",
+)
 @click.option("--prefix", envvar="BULLMQ_KOMBU_PREFIX", help="BullMQ's prefix; bull where nothing says otherwise.")
 @click.version_option(__version__, prog_name="bullmq-kombu")
 @click.pass_context
 def main(context: click.Context, url: str | None, prefix: str | None) -> None:
-    """BullMQ's queues on Redis, and the Celery workers that serve them."""
+    """BullMQ's queues on Redis, and the Celery workers that serve them.
+
+    Exit codes: 0 done; 1 it could not be done, and a sentence says why; 2 no such command or option. `doctor` has its own.
+    """
     celery = context.obj  # Celery's own context, under `celery … bullmq`
     context.obj = Surroundings(url, prefix, getattr(celery, "app", None))
 
@@ -63,13 +74,15 @@ def doctor(around: Surroundings, is_json: bool) -> None:
 
 @main.command()
 @click.option("--watch", is_flag=True, help="Go on, until interrupted.")
-@click.option("--interval", default=2.0, show_default=True, help="Seconds between two looks.")
+@click.option("--interval", type=click.FloatRange(min=0.1), default=2.0, show_default=True, help="Seconds between two looks.")
 @as_json
 @pass_surroundings
 def queues(around: Surroundings, watch: bool, interval: float, is_json: bool) -> None:
-    """How many jobs each queue has, by state; the age of the oldest that waits; how many end a minute."""
+    """Count the jobs of each queue, by state.
+
+    Also the age of the oldest job that waits, and how many jobs ended in the last minute.
+    """
     with around.opened() as server:
-        before: dict[str, tuple[float, int]] = {}
 
         def look() -> list[dict[str, Any]]:
             rows = []
@@ -82,15 +95,18 @@ def queues(around: Surroundings, watch: bool, interval: float, is_json: bool) ->
                     **{state: counts.get(state, 0) for state in SHOWN_STATES},
                 }
                 row["oldest_s"] = _oldest_s(queue)
-                row["ended_per_minute"] = _ended_per_minute(queue, before)
+                row["ended_per_minute"] = _ended_per_minute(queue)
                 rows.append(row)
             return rows
 
         def drawn() -> Any:
+            rows = look()
+            if not rows:
+                return plain(f"no queues under the prefix {server.options.prefix!r} at {server.address.where}: check --url and --prefix")
             columns = ("queue", *SHOWN_STATES, "oldest", "per minute")
             return table("", columns, [
                 (row["queue"] + (" (paused)" if row["paused"] else ""), *(row[state] for state in SHOWN_STATES), _span(row["oldest_s"]),
-                 row["ended_per_minute"]) for row in look()
+                 row["ended_per_minute"]) for row in rows
             ])  # fmt: skip
 
         if is_json:
@@ -109,15 +125,13 @@ def _oldest_s(queue: Queue) -> float | None:
     return round(max(time.time() - job.timestamp / 1000 for job in jobs), 1) if jobs else None
 
 
-def _ended_per_minute(queue: Queue, before: dict[str, tuple[float, int]]) -> float | None:
-    """From BullMQ's metrics where they are kept, else from what ended since the last look."""
-    ended: int = sum(queue.get_metrics(state)["meta"]["count"] for state in ("completed", "failed"))
-    now = time.monotonic()
-    last = before.get(queue.name)
-    before[queue.name] = (now, ended)
-    if last is None or now <= last[0]:
-        return None
-    return round((ended - last[1]) * 60 / (now - last[0]), 1)
+def _ended_per_minute(queue: Queue) -> int:
+    """What ended in the last minute and is still kept; or, where that is more, what BullMQ's metrics say of the minute before."""
+    since, measured = queue.clock() - 60_000, 0
+    kept = sum(int(queue.server.call("ZCOUNT", f"{queue.base}{state}", since, "+inf")) for state in ("completed", "failed"))
+    for state in ("completed", "failed"):
+        measured += sum(queue.get_metrics(state, 0, 0)["data"])
+    return max(kept, measured)
 
 
 def _span(seconds: float | None) -> str:
@@ -131,13 +145,16 @@ def _span(seconds: float | None) -> str:
 
 @main.command()
 @click.argument("queue")
-@click.argument("state", type=_STATE)
-@click.option("--start", default=0, show_default=True)
-@click.option("--limit", default=20, show_default=True)
+@click.argument("state", type=_STATE, metavar="STATE")
+@click.option("--start", type=click.IntRange(min=0), default=0, show_default=True, help="Leave out so many.")
+@click.option("--limit", type=_COUNT, default=20, show_default=True, help="List so many at most.")
 @as_json
 @pass_surroundings
 def jobs(around: Surroundings, queue: str, state: str, start: int, limit: int, is_json: bool) -> None:
-    """List the jobs of one state."""
+    """List the jobs of one state.
+
+    STATE is waiting, prioritized, delayed, waiting-children, active, completed or failed.
+    """
     with around.queue(queue) as opened:
         found = opened.get_jobs(state, start, start + limit - 1)
         if is_json:
@@ -164,7 +181,10 @@ def _age(timestamp_ms: int) -> str:
 @as_json
 @pass_surroundings
 def show(around: Surroundings, queue: str, job_id: str, is_json: bool) -> None:
-    """One job: data, options, progress, logs, stack trace, and the children it waits for."""
+    """Show one job.
+
+    Its data, options, progress, logs, stack trace, and the tree of its children.
+    """
     with around.queue(queue) as opened:
         job = _job(opened, job_id)
         logs, children = job.get_logs(), job.get_dependencies()
@@ -182,13 +202,20 @@ def show(around: Surroundings, queue: str, job_id: str, is_json: bool) -> None:
         for trace in job.stacktrace:
             out.print(plain(trace))
         if any(children.values()):
-            tree = Tree(plain(f"{queue} {job_id}"))
-            for kind, members in children.items():
-                if members:
-                    branch = tree.add(plain(kind))
-                    for member in members:
-                        branch.add(plain(member))
-            out.print(tree)
+            with FlowProducer(opened.server, prefix=opened.prefix) as flows:
+                flow = flows.get_flow(job_id, queue)
+            if flow is not None:
+                out.print(_tree(flow))
+
+
+def _tree(node: JobNode, tree: Tree | None = None) -> Tree:
+    """A job and its children, each with its state, as deep as `get_flow` goes."""
+    job = node.job
+    line = plain(f"{job.queue.name} {job.id} ({job.name}): {job.get_state()}")
+    branch = Tree(line) if tree is None else tree.add(line)
+    for child in node.children:
+        _tree(child, branch)
+    return branch
 
 
 def _job(queue: Queue, job_id: str) -> Any:
@@ -201,12 +228,14 @@ def _job(queue: Queue, job_id: str) -> Any:
 @main.command()
 @click.argument("queue")
 @click.option("--from", "last_event_id", metavar="ID", help="Begin after this event; 0-0 for all that are kept.")
-@click.option("--count", type=int, help="Stop after so many.")
+@click.option("--count", type=_COUNT, help="Stop after so many.")
 @as_json
 @pass_surroundings
 def events(around: Surroundings, queue: str, last_event_id: str | None, count: int | None, is_json: bool) -> None:
     """Follow what happens in a queue, until interrupted."""
-    with around.opened() as server, QueueEvents(queue, server, last_event_id=last_event_id) as stream:
+    if last_event_id is not None and not re.fullmatch(r"\d+(-\d+)?|\$", last_event_id):
+        raise click.ClickException(f"{last_event_id!r} is no id of an event: 0-0 for all that are kept, or one that `events` has shown")
+    with around.queue(queue) as opened, QueueEvents(queue, opened.server, last_event_id=last_event_id) as stream:
         for number, event in enumerate(stream, 1):
             if is_json:
                 click.echo(json.dumps({"id": event.id, "event": event.name, **event.args}, default=str))
@@ -218,7 +247,13 @@ def events(around: Surroundings, queue: str, last_event_id: str | None, count: i
 
 @main.command()
 @click.argument("names", nargs=-1, metavar="[QUEUE]...")
-@click.option("--serve", "port", type=int, metavar="PORT", help="Serve them at this port instead of printing them, until interrupted.")
+@click.option(
+    "--serve",
+    "port",
+    type=click.IntRange(1, 65_535),
+    metavar="PORT",
+    help="Serve them at this port instead of printing them, until interrupted.",
+)
 @click.option("--address", default="127.0.0.1", show_default=True)
 @pass_surroundings
 def metrics(around: Surroundings, names: tuple[str, ...], port: int | None, address: str) -> None:
@@ -233,7 +268,10 @@ def metrics(around: Surroundings, names: tuple[str, ...], port: int | None, addr
             return
         from prometheus_client import start_http_server
 
-        _, thread = start_http_server(port, address, registry_of(server, names))
+        try:
+            _, thread = start_http_server(port, address, registry_of(server, names))
+        except OSError as error:
+            raise click.ClickException(f"cannot serve at {address}:{port}: {error}. Say another --serve PORT or --address") from error
         thread.join()
 
 
@@ -249,8 +287,11 @@ def metrics(around: Surroundings, names: tuple[str, ...], port: int | None, addr
 @pass_surroundings
 def add(around: Surroundings, queue: str, name: str, data: str, opts: str, is_json: bool) -> None:
     """Add a job: its name, and its DATA as JSON."""
-    with around.queue(queue) as opened:
-        job = opened.add(name, _json(data, "DATA"), _json(opts, "--opts"))
+    with around.queue(queue, may_be_new=True) as opened:
+        options = _json(opts, "--opts")
+        if not isinstance(options, dict):
+            raise click.ClickException("--opts is no JSON object: as '{\"delay\": 1000}'")
+        job = opened.add(name, _json(data, "DATA"), options)
         _done(is_json, {"id": job.id}, f"added {job.id}")
 
 
@@ -270,7 +311,7 @@ def _done(is_json: bool, value: Any, sentence: str) -> None:
 
 @main.command()
 @click.argument("queue")
-@click.argument("job_id", metavar="ID", required=False)
+@click.argument("job_id", metavar="[ID]", required=False)
 @click.option("--all", "is_all", is_flag=True, help="All failed jobs.")
 @as_json
 @pass_surroundings
@@ -293,7 +334,7 @@ def retry(around: Surroundings, queue: str, job_id: str | None, is_all: bool, is
 
 @main.command()
 @click.argument("queue")
-@click.argument("job_id", metavar="ID", required=False)
+@click.argument("job_id", metavar="[ID]", required=False)
 @click.option("--all", "is_all", is_flag=True, help="All delayed jobs.")
 @as_json
 @pass_surroundings
@@ -306,7 +347,11 @@ def promote(around: Surroundings, queue: str, job_id: str | None, is_all: bool, 
         elif job_id is None:
             raise click.UsageError("name a job, or say --all")
         else:
-            _job(opened, job_id).promote()
+            job = _job(opened, job_id)
+            state = job.get_state()
+            if state != "delayed":
+                raise click.ClickException(f"job {job_id} is {state}: only a delayed job can be promoted")
+            job.promote()
             _done(is_json, {"promoted": 1}, f"job {job_id} waits for a worker")
 
 
@@ -327,7 +372,7 @@ def remove(around: Surroundings, queue: str, job_id: str, yes: bool, is_json: bo
 
 def _ask(yes: bool, question: str) -> None:
     if not yes:
-        click.confirm(question, abort=True)
+        click.confirm(question, abort=True, err=True)
 
 
 @main.command()
@@ -335,7 +380,7 @@ def _ask(yes: bool, question: str) -> None:
 @as_json
 @pass_surroundings
 def pause(around: Surroundings, queue: str, is_json: bool) -> None:
-    """No worker, Celery's or Node's, takes a job of this queue any more."""
+    """Let no worker take jobs of a queue, Celery's or Node's."""
     with around.queue(queue) as opened:
         opened.pause()
         _done(is_json, {"paused": True}, f"{queue} is paused")
@@ -346,7 +391,7 @@ def pause(around: Surroundings, queue: str, is_json: bool) -> None:
 @as_json
 @pass_surroundings
 def resume(around: Surroundings, queue: str, is_json: bool) -> None:
-    """Workers take jobs of this queue again."""
+    """Let workers take jobs of a queue again."""
     with around.queue(queue) as opened:
         opened.resume()
         _done(is_json, {"paused": False}, f"{queue} goes on")
@@ -361,21 +406,27 @@ def resume(around: Surroundings, queue: str, is_json: bool) -> None:
 def drain(around: Surroundings, queue: str, delayed: bool, yes: bool, is_json: bool) -> None:
     """Remove all jobs that wait."""
     with around.queue(queue) as opened:
-        _ask(yes, f"Remove {opened.count()} jobs of {queue} that were never run?")
+        counts = opened.get_job_counts("waiting", "prioritized", *(["delayed"] if delayed else []))
+        _ask(yes, f"Remove {sum(counts.values())} jobs of {queue} that wait{' or are delayed' if delayed else ''}?")
         opened.drain(delayed=delayed)
         _done(is_json, {"drained": True}, f"{queue} is drained")
 
 
 @main.command()
 @click.argument("queue")
-@click.argument("state", type=_STATE, default="completed")
-@click.option("--older-than", default=0.0, show_default=True, help="Only jobs of at least this age, in seconds.")
-@click.option("--limit", default=1000, show_default=True)
+@click.argument("state", type=_STATE, metavar="[STATE]", default="completed")
+@click.option(
+    "--older-than", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Only jobs of at least this age, in seconds."
+)
+@click.option("--limit", type=_COUNT, default=1000, show_default=True, help="Remove so many at most.")
 @_YES
 @as_json
 @pass_surroundings
 def clean(around: Surroundings, queue: str, state: str, older_than: float, limit: int, yes: bool, is_json: bool) -> None:
-    """Remove jobs of one state by age."""
+    """Remove jobs of one state by age.
+
+    STATE is as for `jobs`; completed where none is said.
+    """
     with around.queue(queue) as opened:
         _ask(yes, f"Remove up to {limit} {state} jobs of {queue}?")
         removed = opened.clean(int(older_than * 1000), limit, state)
@@ -385,7 +436,10 @@ def clean(around: Surroundings, queue: str, state: str, older_than: float, limit
 @main.command()
 @click.option("--url", metavar="URL", help="A Redis or Valkey server to use, bullmq://host:port/db. Without it, one is started.")
 def demo(url: str | None) -> None:
-    """Celery and Node exchange jobs, both ways; takes about ten seconds."""
+    """Show Celery and Node exchanging jobs.
+
+    Both ways; takes about ten seconds.
+    """
     from bullmq_kombu.celery.demo import run
 
     run(url)

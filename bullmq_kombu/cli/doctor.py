@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from redis.exceptions import RedisError, ResponseError
@@ -14,6 +14,9 @@ from bullmq_kombu.queue import Queue
 
 #: Clocks of clients decide when delayed jobs are due; this much apart is noticed by users, ms.
 TOLERATED_SKEW_MS = 1000
+
+#: How many thousand keys are looked at for jobs that are in no state.
+ORPHAN_LOOKS = 10
 
 OK, WARNING, FAILED, UNKNOWN = "ok", "warning", "failed", "unknown"
 
@@ -37,8 +40,10 @@ def examine(server: Server) -> Iterator[Finding]:
     yield from _examine_server(server)
     yield Finding("prefix", OK, f"keys begin with {server.options.prefix!r}")
     yield _clock(server)
-    for name in queue_names(server):
-        yield from _examine_queue(Queue(name, server))
+    queues = [Queue(name, server) for name in queue_names(server)]
+    yield _majors(queues)
+    for queue in queues:
+        yield from _examine_queue(queue)
 
 
 def _guarded(check: str, look: Callable[[], Finding]) -> Finding:
@@ -99,6 +104,19 @@ def _clock(server: Server) -> Finding:
     return _guarded("clock", look)
 
 
+def _majors(queues: Iterable[Queue]) -> Finding:
+    """From what BullMQ's `Queue` leaves in a queue's `meta`: the last one that was made counts; a worker leaves nothing."""
+    opened: dict[str, list[str]] = {}
+    for queue in queues:
+        version = str(queue.server.call("HGET", f"{queue.base}meta", "version") or "")
+        if version.startswith("bullmq:"):
+            opened.setdefault(version.removeprefix("bullmq:").partition(".")[0], []).append(queue.name)
+    said = "; ".join(f"{major} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})" for major, names in sorted(opened.items()))
+    if {"5", "6"} <= opened.keys():
+        return Finding("BullMQ", WARNING, f"versions {said} last opened the queues: pause and resume from 6 or from here, never from 5")
+    return Finding("BullMQ", OK, f"version {said} last opened its queues" if said else "no queue was opened by Node so far")
+
+
 def _examine_queue(queue: Queue) -> Iterator[Finding]:
     check = f"queue {queue.name}"
     call: Callable[..., Any] = queue.server.call
@@ -123,12 +141,35 @@ def _examine_queue(queue: Queue) -> Iterator[Finding]:
             WARNING,
             f"{unlocked} active jobs without a lock: their workers are gone; a worker of this queue puts them back within a minute",
         )
+    orphans = _orphans(queue)
+    if orphans:
+        yield Finding(check, WARNING, f"{orphans} jobs are in no state, of those looked at: `Queue.remove_orphaned_jobs()` removes such")
     counts = queue.get_job_counts()
     waiting = counts.get("waiting", 0) + counts.get("prioritized", 0)
-    if waiting and not queue.is_paused() and not _has_workers(queue):
-        yield Finding(check, WARNING, f"{waiting} jobs wait and no worker listens")
-    if not (parked or ghosts or unlocked):
-        yield Finding(check, OK, ", ".join(f"{number} {state}" for state, number in counts.items() if number) or "empty")
+    is_idle = bool(waiting) and not parked and (queue.is_paused() or not _has_workers(queue))
+    if is_idle and queue.is_paused():
+        yield Finding(check, WARNING, f"paused, and {waiting} jobs wait: `resume {queue.name}` lets them run")
+    elif is_idle:
+        yield Finding(check, WARNING, f"{waiting} jobs wait and no worker listens: start one, or look at its queues")
+    if not (parked or ghosts or unlocked or orphans or is_idle):
+        said = [*(["paused"] if queue.is_paused() else []), *(f"{number} {state}" for state, number in counts.items() if number)]
+        yield Finding(check, OK, ", ".join(said) or "empty")
+
+
+def _orphans(queue: Queue) -> int:
+    """Jobs whose data are there and whose id is in no state, among the first hashes that Redis finds: a whole look may take minutes."""
+    found, cursor, looks = 0, "0", 0
+    pattern = "".join(f"\\{char}" if char in "*?[]\\^" else char for char in queue.base) + "*"
+    while looks < ORPHAN_LOOKS:
+        cursor, keys = queue.server.call("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+        looks += 1
+        for key in keys:
+            job_id = key.removeprefix(queue.base)
+            if ":" not in job_id and queue.server.call("TYPE", key) == "hash" and queue.server.call("HEXISTS", key, "timestamp"):
+                found += queue.get_job_state(job_id) == "unknown"
+        if str(cursor) == "0":
+            break
+    return found
 
 
 def _ghosts(queue: Queue) -> int:

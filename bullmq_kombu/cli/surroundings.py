@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import wraps
 from typing import Any
 
@@ -18,7 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bullmq_kombu._register import SCHEMES
 from bullmq_kombu.connection import Server
+from bullmq_kombu.discovery import is_queue, queue_names
 from bullmq_kombu.errors import BullMQError
 from bullmq_kombu.queue import Queue, server_of
 
@@ -38,9 +41,15 @@ class Surroundings:
 
     def server(self) -> Server:
         """The server that the URL, the Celery app or BullMQ's default names."""
-        connection: Any = (
-            self.app.connection_for_write() if self.url is None and self.app is not None else Connection(self.url or "bullmq://")
-        )
+        if self.url is None and self.app is not None:
+            urls = self.app.conf.broker_write_url or ""
+            # Looked at first: a connection with another URL imports a transport that may not be installed.
+            _demand_scheme(urls if isinstance(urls, str) else urls[0], "the app's broker_url")
+            connection = self.app.connection_for_write()
+        else:
+            url = self.url or "bullmq://"
+            _demand_scheme(url, "--url")
+            connection = Connection(url)
         return server_of(connection, self.prefix)[0]
 
     @contextmanager
@@ -50,12 +59,14 @@ class Surroundings:
             server = self.server()
         except BullMQError as error:
             raise click.ClickException(str(error)) from error
+        except ValueError as error:
+            raise click.ClickException(f"the URL cannot be read: {error}. It is bullmq://host:port/db") from error
         try:
             yield server
         except RedisError as error:
             raise click.ClickException(
-                f"Redis at {server.address.where} does not answer as it should: {error}. Check --url (or BULLMQ_KOMBU_URL), and "
-                "whether the server runs and accepts this user."
+                f"Redis at {server.address.where} does not answer as it should: {str(error).rstrip('.')}. Check --url (or "
+                "BULLMQ_KOMBU_URL), and whether the server runs and accepts this user."
             ) from error
         except BullMQError as error:
             raise click.ClickException(str(error)) from error
@@ -63,9 +74,24 @@ class Surroundings:
             server.close()
 
     @contextmanager
-    def queue(self, name: str) -> Iterator[Queue]:
+    def queue(self, name: str, may_be_new: bool = False) -> Iterator[Queue]:
+        """One queue; a name that is mistyped is no empty queue, unless it `may_be_new`."""
         with self.opened() as server:
-            yield Queue(name, server)
+            queue = Queue(name, server)
+            if not may_be_new and not is_queue(server, name):
+                near = get_close_matches(name, queue_names(server), 1)
+                raise click.ClickException(
+                    f"there is no queue {name!r} under the prefix {server.options.prefix!r} at {server.address.where}"
+                    + (f": did you mean {near[0]!r}?" if near else ": `queues` lists them; check --url and --prefix")
+                )
+            yield queue
+
+
+def _demand_scheme(url: str, whose: str) -> None:
+    scheme, is_url, _ = url.partition("://")
+    if not is_url or scheme not in SCHEMES:
+        but = f" but {scheme}://" if is_url else ""
+        raise click.ClickException(f"{whose} is no bullmq:// URL{but}: say --url bullmq://host:port/db, or set BULLMQ_KOMBU_URL")
 
 
 pass_surroundings = click.make_pass_decorator(Surroundings)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from servers import Server
 
-from bullmq_kombu import Queue
+from bullmq_kombu import FlowProducer, Queue
+from bullmq_kombu.cli import main
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -82,12 +84,12 @@ def test_clean_removes_by_state(run: Run, queue: Queue) -> None:
 
 
 def test_errors_are_sentences_with_a_remedy(run: Run, queue: Queue, tmp_path: Path) -> None:
+    job = queue.add("n")
     nothing = run("show", queue.name, "nowhere")
     assert nothing.returncode == 1
     assert "there is no job 'nowhere'" in nothing.stderr
     assert "is no JSON" in run("add", queue.name, "n", "{to: a}").stderr
     assert "cannot contain ':'" in run("add", "a:b", "n").stderr
-    job = queue.add("n")
     assert "only a failed or completed job can be retried" in run("retry", queue.name, job.id).stderr
     away = subprocess.run(
         [sys.executable, "-m", "bullmq_kombu", "--url", "bullmq://127.0.0.1:1", "queues"],
@@ -96,6 +98,84 @@ def test_errors_are_sentences_with_a_remedy(run: Run, queue: Queue, tmp_path: Pa
     assert away.returncode == 1
     assert "does not answer" in away.stderr
     assert "Traceback" not in away.stderr
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["jobs", "{near}", "failed"], "did you mean '{queue}'?"),
+    (["pause", "nowhere-at-all"], "there is no queue 'nowhere-at-all' under the prefix 'cli-test'"),
+    (["promote", "{queue}", "{job}"], "job {job} is waiting: only a delayed job can be promoted"),
+    (["add", "{queue}", "n", "{{}}", "--opts", "[1]"], "--opts is no JSON object"),
+    (["events", "{queue}", "--from", "yesterday"], "'yesterday' is no id of an event"),
+    (["--url", "redis://127.0.0.1", "queues"], "--url is no bullmq:// URL but redis://"),
+    (["--url", "127.0.0.1:6379", "queues"], "--url is no bullmq:// URL"),
+    (["--url", "bullmq://127.0.0.1:none/0", "queues"], "the URL cannot be read"),
+    (["metrics", "--serve", "{port}"], "cannot serve at 127.0.0.1:{port}"),
+])  # fmt: skip
+def test_a_mistake_is_said_with_what_to_do(arguments: list[str], sentence: str, queue: Queue, server: Server) -> None:
+    known = {"queue": queue.name, "near": f"{queue.name}s", "job": queue.add("n").id, "port": server.port}
+    given = ["--url", server.url, "--prefix", "cli-test", *(argument.format(**known) for argument in arguments)]
+    done = CliRunner().invoke(main, given)
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit), "no traceback"
+    assert sentence.format(**known) in done.output
+
+
+def test_a_flow_is_shown_as_a_tree(run: Run, server: Server, queue: Queue) -> None:
+    with FlowProducer(server.url, prefix="cli-test") as flows:
+        leaf = {"name": "leaf", "queueName": queue.name, "opts": {"jobId": "leaf-one"}}
+        middle = {"name": "middle", "queueName": queue.name, "opts": {"jobId": "middle-one"}, "children": [leaf]}
+        flows.add({"name": "root", "queueName": queue.name, "opts": {"jobId": "root-one"}, "children": [middle]})
+    tree = run("show", queue.name, "root-one").stdout
+    assert f"{queue.name} root-one (root): waiting-children" in tree
+    assert f"└── {queue.name} middle-one (middle): waiting-children" in tree
+    assert f"    └── {queue.name} leaf-one (leaf): waiting" in tree
+
+
+def test_what_ended_in_the_last_minute_is_counted(run: Run, server: Server, queue: Queue) -> None:
+    job = queue.add("n")
+    client = server.client()
+    client.lrem(f"{queue.base}wait", 0, job.id)
+    client.zadd(f"{queue.base}completed", {job.id: queue.clock()})
+    (row,) = (row for row in json.loads(run("queues", "--json").stdout) if row["queue"] == queue.name)
+    assert row["ended_per_minute"] == 1
+
+
+def test_the_doctor_sees_orphans_pauses_and_both_majors(run: Run, server: Server, queue_name: str) -> None:
+    client, prefix = server.client(), f"cli-{queue_name}"
+    with Queue("old", server.url, prefix=prefix) as old, Queue("new", server.url, prefix=prefix) as new:
+        try:
+            new.add("n")
+            new.pause()
+            orphan = old.add("n")
+            client.lrem(f"{old.base}wait", 0, orphan.id)
+            client.hset(f"{old.base}meta", "version", "bullmq:5.81.5")
+            client.hset(f"{new.base}meta", "version", "bullmq:6.7.0")
+            found = json.loads(run("doctor", "--json", prefix=prefix).stdout)
+        finally:
+            old.remove_orphaned_jobs()
+            old.obliterate(force=True)
+            new.obliterate(force=True)
+    said = {one["check"]: (one["status"], one["message"]) for one in found}
+    assert said["BullMQ"][0] == "warning"
+    assert "5 (old); 6 (new)" in said["BullMQ"][1]
+    assert said["queue new"] == ("warning", "paused, and 1 jobs wait: `resume new` lets them run")
+    assert said["queue old"][1].startswith("1 jobs are in no state")
+
+
+def test_without_rich_celery_lists_its_commands_and_ours_says_what_is_missing(tmp_path: Path) -> None:
+    """A `sys.modules` entry of None is what Python takes for a module that is not installed."""
+    program = "import sys; sys.modules['rich'] = None; from celery.__main__ import main; sys.argv[0] = 'celery'; main()"
+    listed = subprocess.run(
+        [sys.executable, "-c", program, "--help"], capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False
+    )
+    assert "needs the extra `cli`" in listed.stdout
+    assert "could not be loaded" not in listed.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", program, "bullmq", "show", "--json", "a", "b"],
+        capture_output=True, text=True, timeout=30, cwd=tmp_path, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "pip install 'bullmq-kombu[cli]'" in done.stderr
 
 
 def test_the_doctor_tells_by_its_exit_code(run: Run, server: Server, queue: Queue) -> None:
