@@ -8,7 +8,7 @@ from bullmq_kombu import FlowProducer
 
 if __name__ == "__main__":
     build.apply_async(kwargs={"customer": "ada", "rows": 3}, queue="reports", task_id="completed-one")
-    send.apply_async(kwargs={"to": "bob@example.org"}, queue="reports", task_id="failed-one", bullmq={"attempts": 2})
+    app.send_task(send.name, kwargs={"to": "bob@example.org"}, queue="reports", task_id="failed-one", bullmq={"attempts": 2})
     print_pages.apply_async(kwargs={"pages": 300}, queue="reports", task_id="active-one")
     build.apply_async(kwargs={"customer": "eve", "rows": 5}, queue="reports", task_id="delayed-one", countdown=3600)
     app.send_task("thumbnail.make", kwargs={"path": "a.png"}, queue="thumbnails", task_id="waiting-one")

@@ -9,7 +9,7 @@ from bullmq_kombu import JobsOptions, Queue
 if __name__ == "__main__":
     # Until 5 s are over, others of this id are ignored. Without `ttl`: until the job has ended.
     options: JobsOptions = {"deduplication": {"id": "index", "ttl": 5000}}
-    asked = [rebuild.apply_async((number,), queue="index", bullmq=options) for number in (1, 2, 3)]
+    asked = [app.send_task(rebuild.name, (number,), queue="index", bullmq=options) for number in (1, 2, 3)]
     print(asked[0].get(timeout=30))
     with Queue("index", app) as queue:
         print("jobs:", sum(queue.get_job_counts().values()))

@@ -21,5 +21,5 @@ if __name__ == "__main__":
             if event.name == "progress":
                 progress.update(bar, completed=event.args["data"]["page"])
             elif event.name in ("completed", "failed"):
+                print(event.name, event.args.get("returnvalue"))
                 break
-    print(event.name, event.args.get("returnvalue"))

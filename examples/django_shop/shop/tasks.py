@@ -4,5 +4,5 @@ from celery import shared_task
 
 
 @shared_task
-def invoice(number):
+def invoice(number: int) -> str:
     return f"invoice for order {number}"
