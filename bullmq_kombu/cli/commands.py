@@ -6,6 +6,7 @@ import json
 import re
 import sys
 import time
+from datetime import datetime
 from typing import Any
 
 import click
@@ -194,7 +195,7 @@ def show(around: Surroundings, queue: str, job_id: str, is_json: bool) -> None:
             return
         out = console()
         out.print(table(f"{queue} {job_id}", ("field", "value"), [
-            (name, value if isinstance(value, str) else json.dumps(value, default=str)) for name, value in described.items()
+            (name, _shown(name, value)) for name, value in described.items()
             if name not in ("logs", "children", "stacktrace") and value is not None
         ]))  # fmt: skip
         for line in logs:
@@ -206,6 +207,14 @@ def show(around: Surroundings, queue: str, job_id: str, is_json: bool) -> None:
                 flow = flows.get_flow(job_id, queue)
             if flow is not None:
                 out.print(_tree(flow))
+
+
+def _shown(name: str, value: Any) -> str:
+    if name in ("timestamp", "processedOn", "finishedOn"):
+        return f"{datetime.fromtimestamp(value / 1000).astimezone():%Y-%m-%d %H:%M:%S %z}, {_age(value)} ago"
+    if name == "delay":
+        return f"{value} ms"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
 def _tree(node: JobNode, tree: Tree | None = None) -> Tree:

@@ -45,7 +45,9 @@ def test_a_job_is_added_found_shown_and_removed(run: Run, queue: Queue) -> None:
     shown = json.loads(run("show", queue.name, job_id, "--json").stdout)
     assert shown["state"] == "waiting"
     assert shown["opts"]["attempts"] == 3
-    assert "mail.send" in run("show", queue.name, job_id).stdout
+    read = run("show", queue.name, job_id).stdout
+    assert "mail.send" in read
+    assert " s ago" in read, "a time that can be read"
     assert run("remove", queue.name, job_id, "--yes").returncode == 0
     assert queue.get_job(job_id) is None
 
