@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -57,11 +58,13 @@ def test_javascript(page: Path, server: Server, bullmq: Path) -> None:
 
 
 @pytest.mark.parametrize("page", having("sh"))
-def test_shell(page: Path, server: Server, tmp_path: Path) -> None:
+def test_shell(page: Path, server: Server, bullmq: Path, tmp_path: Path) -> None:
     for line in "\n".join(blocks(page, "sh")).splitlines():
         words = shlex.split(with_server(line, server), comments=True)
         if words[:2] == ["pip", "install"]:
             assert_installable(words[2])
+        elif words[:2] == ["npm", "install"]:
+            assert set(words[2:]) <= json.loads((bullmq / "package.json").read_text())["dependencies"].keys()
         elif words:
             assert words[0] == "bullmq-kombu", line
             done = subprocess.run(
