@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery import bootsteps
+from celery.utils.log import get_logger
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from bullmq_kombu.delivery import Delivery
@@ -18,6 +19,8 @@ from bullmq_kombu.leases import all_leases
 from bullmq_kombu.metrics import QueueCollector
 from bullmq_kombu.queue import server_of
 from bullmq_kombu.scripts import Ending
+
+logger = get_logger(__name__)
 
 #: From a no-op to a job of ten minutes, s.
 BUCKETS = (0.005, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600)
@@ -66,7 +69,12 @@ def expose(app: Any, port: int = 9808, address: str = "127.0.0.1") -> None:
             for leases in all_leases():
                 leases.observers.append(instruments.observe)
             registry.register(QueueCollector(server_of(parent.app)[0], [*parent.app.amqp.queues]))
-            self._httpd, _ = start_http_server(port, address, registry)
+            try:
+                self._httpd, _ = start_http_server(port, address, registry)
+            except OSError as error:  # another worker of this machine, mostly: no reason not to work
+                logger.error("No metrics at %s:%s: %s. Port 0 takes any that is free", address, port, error)
+            else:
+                logger.info("Metrics at http://%s:%s/metrics", address, self._httpd.server_port)
 
         def stop(self, parent: Any) -> None:
             if self._httpd is not None:
