@@ -51,8 +51,8 @@ class Delivery:
         self.tag = f"{token}:{taken.id}"
         #: Somebody (Celery's request) says how it ends; an acknowledgement alone does not.
         self.managed = False
-        #: It is with a pool that cannot be stopped from beginning with it.
-        self.handed = False
+        #: What stands for it in a pool that cannot be stopped from beginning with it.
+        self.handed: Any = None
         self.started = False
         #: When the work began (monotonic, s); None before.
         self.began: float | None = None

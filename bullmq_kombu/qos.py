@@ -97,11 +97,13 @@ class QoS(virtual.QoS):
             self.channel.transient.put_back(one)
 
     def restore_unacked(self) -> None:
-        """Jobs not started go back to the head of their queues, the last one first; running ones go on, and end, without this channel."""
+        """Jobs not started go back to the head of their queues, the last one first; running ones, and those that a pool may begin with at
+        any moment, go on, and end, without this channel."""
         for tag, one in reversed(list(self._delivered.items())):
             self._delivered.pop(tag, None)
             if isinstance(one, Delivery):
-                one.return_unstarted()
+                if one.handed is None:
+                    one.return_unstarted()
             elif not one.broadcast:
                 self.channel.transient.put_back(one)
         self.channel.leases.adrift.update(self._held)

@@ -14,7 +14,7 @@ from kombu.common import ignore_errors
 from kombu.transport import get_transport_cls
 
 from bullmq_kombu.celery import outcome
-from bullmq_kombu.celery.reconnect import reconnect_patiently, refuse_retry_limit
+from bullmq_kombu.celery.reconnect import keep_what_was_sent, reconnect_patiently, refuse_retry_limit
 from bullmq_kombu.leases import all_leases
 
 
@@ -70,9 +70,14 @@ class JobOutcome(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         for leases in all_leases():
             leases.worker_name = parent.hostname
+        keep_what_was_sent(parent.pool)
 
     def stop(self, parent: Any) -> None:
         # What was not even given to Celery goes back first, so that the order stays; the tasks step will find it done.
         if parent.task_consumer is not None:
             ignore_errors(parent, parent.task_consumer.cancel)
         outcome.return_unstarted()
+
+    def shutdown(self, parent: Any) -> None:
+        # The pool is gone, so what it had not begun with never will be.
+        outcome.return_unstarted(handed=True)

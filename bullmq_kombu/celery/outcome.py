@@ -168,8 +168,10 @@ class JobRequest:
                 if delivery is not None:
                     if delivery.settled:
                         raise TaskRevokedError(self.id)  # given back meanwhile
-                    delivery.handed = not _tasks_run_here
-                return execute(self, pool, **kwargs)
+                result = execute(self, pool, **kwargs)
+                if delivery is not None and not _tasks_run_here:
+                    delivery.handed = result
+                return result
 
             cls.execute_using_pool = execute_using_pool  # type: ignore[attr-defined]
 
@@ -318,11 +320,12 @@ class JobRequest:
             current.reset(before)
 
 
-def return_unstarted() -> None:
-    """The worker stops: its jobs that no task was begun for go back to the head of their queues, the last one first."""
+def return_unstarted(*, handed: bool = False) -> None:
+    """The worker stops: its jobs that no task was begun for go back to the head of their queues, the last one first. `handed`: also those
+    that a pool had been given."""
     for leases in all_leases():
         for delivery in reversed(leases.held()):
-            if delivery.managed and not delivery.handed:
+            if delivery.managed and (handed or delivery.handed is None):
                 delivery.return_unstarted()
 
 

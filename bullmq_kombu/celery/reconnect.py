@@ -3,6 +3,9 @@
 Celery asks Kombu to connect, which pauses in steps of whole seconds and gives up after `broker_connection_max_retries`, 100 by default.
 Here the pauses are BullMQ's, and the number counts where the user has set it. Everything else of Celery's (`broker_connection_retry`,
 `broker_connection_retry_on_startup`, failover, what is logged) stays as it is.
+
+A pool of processes goes on meanwhile with the tasks that its children were sent. Celery forgets those of them that a child has not yet
+reported, for the broker to deliver them again; here they would run twice, so they are kept.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any
 from kombu.exceptions import OperationalError
 
 from bullmq_kombu.errors import BadInput
+from bullmq_kombu.leases import all_leases
 from bullmq_kombu.patience import reconnect_delay_s
 
 #: How long a shutdown may go unnoticed during a pause, s.
@@ -71,6 +75,29 @@ def _pause(seconds: float, callback: Callable[[], Any] | None) -> None:
         if left <= 0:
             return
         time.sleep(min(left, SLICE_S))
+
+
+def keep_what_was_sent(pool: Any) -> None:
+    """The pool's `flush`, which Celery calls when the connection is lost, forgets no task that a living child has been sent; the jobs of
+    those that were sent to none go back."""
+    flush = getattr(pool, "flush", None)
+    if flush is None or hasattr(flush, "keeps_what_was_sent"):
+        return
+
+    def flushing() -> None:
+        flush()
+        for leases in all_leases():
+            for delivery in reversed(leases.held()):
+                result = delivery.handed
+                if result is None or delivery.started:
+                    continue
+                if result._write_to is not None and result._write_to._is_alive():
+                    pool._pool._cache[result._job] = result
+                else:
+                    delivery.return_unstarted()
+
+    flushing.keeps_what_was_sent = True  # type: ignore[attr-defined]
+    pool.flush = flushing
 
 
 def _is_set_by_user(conf: Any, name: str) -> bool:
