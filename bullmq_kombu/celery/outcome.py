@@ -165,9 +165,8 @@ class JobRequest:
 
             def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
                 delivery = self._delivery
-                if delivery is not None:
-                    if delivery.settled:
-                        raise TaskRevokedError(self.id)  # given back meanwhile
+                if delivery is not None and delivery.settled:
+                    raise TaskRevokedError(self.id)  # given back meanwhile
                 result = execute(self, pool, **kwargs)
                 if delivery is not None and not _tasks_run_here:
                     delivery.handed = result
