@@ -59,4 +59,4 @@ def pyright(stubs: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(bool(mypy() + pyright(sys.argv[1])))
+    sys.exit(bool(mypy() + pyright(str(Path(sys.argv[1]).resolve()))))
