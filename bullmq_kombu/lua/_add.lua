@@ -155,7 +155,7 @@ local function deduplicate(q, id, job)
     call('SET', key, owner, 'PX', ttl)
   end
   say_deduplicated(q, owner, dedup.id, id)
-  if dedup.reschedule and call('ZREM', q.base .. 'delayed', owner) == 1 then
+  if dedup.reschedule and call('ZSCORE', q.base .. 'delayed', owner) then
     local delay = math.max(tonumber(job.delay) or 0, 0)
     local due = tonumber(job.timestamp) + delay
     call('HSET', q.base .. owner, 'delay', delay)

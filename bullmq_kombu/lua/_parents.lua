@@ -10,6 +10,14 @@ local function delete_job_keys(key)
     key .. ':unsuccessful')
 end
 
+local function line_up_parent(q, id, priority)
+  if priority ~= 0 then
+    line_up(q, id, priority, false)
+  else
+    line_up_first(q, id, 0)
+  end
+end
+
 -- A parent goes on: to `delayed` if it has a delay, before the others otherwise. `now` is the caller's clock.
 local function release_parent(parent_key, now)
   local base, id = base_of(parent_key)
@@ -24,11 +32,7 @@ local function release_parent(parent_key, now)
     emit(q, 'delayed', 'jobId', id, 'delay', now + delay)
     wake_when_due(q)
   else
-    if priority ~= 0 then
-      line_up(q, id, priority, false)
-    else
-      line_up_first(q, id, 0)
-    end
+    line_up_parent(q, id, priority)
     wake(q)
     emit(q, 'waiting', 'jobId', id, 'prev', 'waiting-children')
   end
@@ -68,7 +72,7 @@ local function child_failed(key, parent_key, flags, reason, now)
     elseif call('ZREM', base .. 'delayed', id) == 1 then
       local q = open_queue(base)
       call('HSET', parent_key, 'defa', text, 'delay', 0)
-      line_up_first(q, id, priority_of(q, id))
+      line_up_parent(q, id, priority_of(q, id))
       wake(q)
       emit(q, 'waiting', 'jobId', id, 'prev', 'waiting-children') -- as BullMQ says it, though it was delayed
     elseif call('EXISTS', parent_key) == 1 and not call('ZSCORE', base .. 'failed', id) then

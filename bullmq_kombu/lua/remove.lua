@@ -7,7 +7,7 @@ Returns: 1, also where there is no such job; 0 where it or a child is in a worke
 Events: removed for each; of a parent that waited for nothing else: waiting
 ]]
 local base, id, deep = KEYS[1], ARGV[1], ARGV[2] == '1'
-if scheduled_next(base)[id] then
+if scheduled_next(base)[id] and call('EXISTS', base .. id) == 1 then
   return -8
 elseif is_in_hand(base .. id, deep) then
   return 0

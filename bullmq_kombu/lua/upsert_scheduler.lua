@@ -43,6 +43,12 @@ if every then
 end
 offset = offset or 0
 
+if withdrawn and not every and call('EXISTS', q.base .. iteration_id(scheduler, due)) == 1 then
+  -- The iteration of that time was done early: what waited was the one after it, and keeps its time.
+  due = previous
+  opts.prevMillis = due
+end
+
 local tries = every and SLOTS or 1
 while call('EXISTS', q.base .. iteration_id(scheduler, due)) == 1 do
   tries = tries - 1

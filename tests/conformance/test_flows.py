@@ -193,3 +193,13 @@ def test_jobs_of_one_queue_stand_in_the_order_of_their_level(both: Comparison) -
     )
     both.do("add_flow", flow)
     both.compare()
+
+
+@pytest.mark.parametrize("priority", [0, 1])
+def test_a_second_child_fails_while_its_parent_is_delayed(both: Comparison, priority: int) -> None:
+    family(both, *(child(f"c{n}", failParentOnFailure=True) for n in (1, 2)), child("c3"), delay=10, priority=priority)
+    for job_id in ("c1", "c2"):
+        end_child(both, "failParentOnFailure", job_id)
+        both.compare()
+    do(both, PARENTS, "take", "t:p")
+    both.compare()

@@ -182,3 +182,51 @@ def test_what_is_due_is_promoted_also_where_nothing_may_start(both: Comparison) 
     both.later(50)
     assert both.do("take", "t:3", 2) == []
     both.compare()
+
+
+# -- defects of upstream that are not copied (16.12) -----------------------------------------------------------------------------
+
+
+def test_a_stalled_prioritized_job_keeps_its_priority(both: Comparison) -> None:
+    for priority in (2, 2, 1):
+        add(both, priority=priority)
+    assert both.do("take", "t:1", 2) == ["3", "1"]
+    both.lose_lock("1")
+    for _ in range(2):
+        both.recover()
+    node, ours = both.pictures()
+    assert node.keys[f"bull:{both.queue}:wait"] == ["1"]
+    assert f"bull:{both.queue}:wait" not in ours.keys
+    assert list(ours.keys[f"bull:{both.queue}:prioritized"]) == ["1", "2"]
+    assert both.ours.take(both.queue, "t:2", 2) == ["1", "2"]
+
+
+def test_an_id_without_a_job_is_never_active(both: Comparison) -> None:
+    add(both)
+    for client in (both.node_client, both.our_client):
+        client.delete(f"bull:{both.queue}:1")
+    assert both.ours.take(both.queue, "t:1") == []
+    assert not both.our_client.exists(f"bull:{both.queue}:1:lock", f"bull:{both.queue}:wait", f"bull:{both.queue}:active")
+
+
+def test_retry_jobs_keeps_the_priority(both: Comparison) -> None:
+    for priority in (5, 2):
+        add(both, priority=priority)
+    for job_id in both.do("take", "t:1", 2):
+        both.do("fail", job_id, "t:1", "no")
+    both.ours.retry_jobs(both.queue, "failed", 1000, both.now)
+    _, ours = both.pictures()
+    assert list(ours.keys[f"bull:{both.queue}:prioritized"]) == ["2", "1"]
+    assert f"bull:{both.queue}:wait" not in ours.keys
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_rescheduled_in_the_same_millisecond(both: Comparison, times: int) -> None:
+    opts = {"delay": 10, "deduplication": {"id": "d", "reschedule": True}}
+    add(both, delay=10)
+    add(both, **opts)
+    if both.version == "v5":  # it knows nothing of this
+        return
+    for _ in range(times):
+        add(both, **opts)
+        both.compare()

@@ -140,3 +140,73 @@ def test_the_iteration_of_a_scheduler_cannot_be_removed(both: Comparison) -> Non
 def test_rules_that_are_refused(both: Comparison, rule: dict[str, Any]) -> None:
     assert both.do("upsert_scheduler", "s", rule, {}) == Refused(0)
     both.compare()
+
+
+def test_the_last_iteration_of_a_limited_scheduler_can_be_asked_to_go_when_it_is_gone(both: Comparison) -> None:
+    both.do("upsert_scheduler", "s", {"every": MINUTE, "limit": 1}, {})
+    (job_id,) = both.do("take", "t:1")
+    both.do("complete", job_id, "t:1", None)
+    assert both.do("remove", job_id).code == -8
+    both.later(1000)
+    both.do("clean", 0, 0, "completed")
+    assert both.do("remove", job_id) is True
+    both.compare()
+
+
+def test_an_iteration_among_several_jobs_taken_at_once(both: Comparison) -> None:
+    """Node makes the next iteration before it takes another job, we afterwards: the order of the events is all that differs."""
+    both.do("upsert_scheduler", "s", {"every": MINUTE}, {})
+    both.do("add", "n", {}, {})
+    assert len(both.do("take", "t:1", 2)) == 2
+    node, ours = both.pictures()
+    events = f"bull:{both.queue}:events"
+    assert sorted(map(repr, node.keys.pop(events))) == sorted(map(repr, ours.keys.pop(events)))
+    assert node.keys == ours.keys
+
+
+def test_a_pattern_changed_after_its_iteration_was_done_early(both: Comparison) -> None:
+    """Ours, not upstream's: Node writes over the job that is done, which is then completed and delayed at once."""
+    rule = {"pattern": "0 * * * * *"}
+    early = both.do("upsert_scheduler", "s", rule, {})
+    both.do("promote", early)
+    both.do("take", "t:1")
+    both.do("complete", early, "t:1", 7)
+    both.compare()
+    moment = due(both)
+
+    made = both.ours.upsert_scheduler(both.queue, "s", rule, {"data": {"n": 2}})
+
+    _, ours = both.pictures()
+    assert made == f"repeat:s:{moment}"
+    assert list(ours.keys[f"bull:{both.queue}:completed"]) == [early]
+    assert list(ours.keys[f"bull:{both.queue}:delayed"]) == [made]
+    assert ours.keys[f"bull:{both.queue}:{early}"]["returnvalue"] == 7
+    assert (ours.keys[f"bull:{both.queue}:{made}"]["data"], due_of(both, ours)) == ({"n": 2}, moment)
+
+
+def due_of(both: Comparison, picture: Any) -> int:
+    return int(picture.keys[f"bull:{both.queue}:repeat"]["s"])
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_drain_beside_a_scheduler(both: Comparison, late: bool) -> None:
+    """Ours, not upstream's (protocol 16.12): Node's takes as many ids off the list as it removes, the wrong ones."""
+    both.do("add", "n", {}, {"jobId": "before"})
+    current = both.do("upsert_scheduler", "s", {"every": MINUTE}, {})
+    for job_id in ("after", "last"):
+        both.do("add", "n", {}, {"jobId": job_id})
+    assert both.ours.drain(both.queue, late) is None
+    _, ours = both.pictures()
+    assert list(ours.keys[f"bull:{both.queue}:wait"]) == [current]
+    assert not {f"bull:{both.queue}:{job_id}" for job_id in ("before", "after", "last")} & set(ours.keys)
+    assert both.ours.take(both.queue, "t:1") == [current]
+
+
+def test_a_scheduler_changed_in_a_paused_queue(both: Comparison) -> None:
+    """Ours, not upstream's (protocol 1.4, H5): BullMQ 6 looks in the wrong list and makes a second iteration."""
+    current = both.do("upsert_scheduler", "s", {"every": MINUTE}, {})
+    both.do("pause")
+    assert both.ours.upsert_scheduler(both.queue, "s", {"every": MINUTE}, {"data": {"n": 2}}) == current
+    _, ours = both.pictures()
+    assert list(ours.keys[f"bull:{both.queue}:wait"]) == [current]
+    assert f"bull:{both.queue}:delayed" not in ours.keys
