@@ -25,16 +25,16 @@ class Certificates:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self.ca, self._ca_key = folder / f"{name}.crt", folder / f"{name}.key"
-        self._openssl(
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}", "-keyout", self._ca_key, "-out", self.ca
-        )
+        # Python 3.13 verifies strictly: an authority has to say what its key is for, a certificate by which key it was signed.
+        self._openssl("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+                      "-addext", "keyUsage=critical,keyCertSign,cRLSign", "-keyout", self._ca_key, "-out", self.ca)  # fmt: skip
         self.server, self.server_key = self._signed("server", "subjectAltName=IP:127.0.0.1,DNS:localhost")
         self.client, self.client_key = self._signed("client", "extendedKeyUsage=clientAuth")
 
     def _signed(self, name: str, extension: str) -> tuple[Path, Path]:
         certificate, key, request = (self._folder / f"{name}.{kind}" for kind in ("crt", "key", "csr"))
         extensions = self._folder / f"{name}.ext"
-        extensions.write_text(extension)
+        extensions.write_text(f"{extension}\nauthorityKeyIdentifier=keyid\nsubjectKeyIdentifier=hash\n")
         self._openssl("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}", "-keyout", key, "-out", request)
         self._openssl("x509", "-req", "-days", "2", "-in", request, "-CA", self.ca, "-CAkey", self._ca_key, "-CAcreateserial",
                       "-extfile", extensions, "-out", certificate)  # fmt: skip
