@@ -86,6 +86,12 @@ def remove_unprocessed_children(server: Server, base: str, job_id: str) -> None:
     run(server, "remove_unprocessed_children", (base,), (job_id,))
 
 
+def remove_child_dependency(server: Server, base: str, job_id: str, parent_key: str) -> int:
+    """The job is nobody's child any more: 0, 1 where its parent does not wait for it, or a code."""
+    answer: int = run(server, "remove_child_dependency", (base,), (job_id, parent_key))
+    return answer
+
+
 def promote(server: Server, base: str, job_id: str) -> int:
     """A delayed job waits now."""
     code: int = run(server, "promote", (base,), (job_id,))

@@ -177,6 +177,17 @@ class Job:
         """Its children go that have not ended and that nobody works on."""
         admin_scripts.remove_unprocessed_children(self.queue.server, self.queue.base, self.id)
 
+    def remove_child_dependency(self) -> bool:
+        """Its parent waits for it no longer, and it is nobody's child. False where no parent waits for it."""
+        if not self.parent_key:
+            return False
+        code = admin_scripts.remove_child_dependency(self.queue.server, self.queue.base, self.id, self.parent_key)
+        if code < 0:
+            raise job_error(code, "removeChildDependency", self.id, parent=self.parent_key)
+        if code == 0:
+            self.parent = self.parent_key = None
+        return code == 0
+
     def change_priority(self, priority: int = 0, *, lifo: bool = False) -> None:
         """0 runs before all others; `lifo` puts it before the others of its priority."""
         if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:

@@ -281,3 +281,22 @@ def test_a_refused_flow_leaves_nothing(node: Node, queue_name: str, flows: FlowP
 def test_a_wrong_flow_is_an_error_at_the_call(node_of_flow: Any, message: str, server: Server) -> None:
     with FlowProducer(Connection(server.url)) as flows, pytest.raises(BadInput, match=message):
         flows.add(node_of_flow)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_a_child_is_set_free(side: str, node: Node, queue_name: str, flows: FlowProducer, redis_client: redis.Redis) -> None:
+    leaves = f"{queue_name}-leaves"
+    added = flows.add({
+        "name": "root", "queueName": queue_name, "children": [{"name": f"leaf{n}", "queueName": leaves} for n in range(2)],
+    })  # fmt: skip
+    for child in added.children:
+        assert node.job(queue_name, added.job.id) is not None
+        if side == "node":
+            assert node.job_call(leaves, child.job.id, "removeChildDependency") is True
+        else:
+            assert child.job.refresh().remove_child_dependency() is True
+            assert child.job.remove_child_dependency() is False
+        assert child.job.refresh().parent_key is None
+    node.wait_for_state(queue_name, added.job.id, "waiting")
+    assert added.job.get_dependencies_count()["unprocessed"] == 0
+    assert {node.job(leaves, child.job.id)["name"] for child in added.children} == {"leaf0", "leaf1"}
