@@ -13,6 +13,9 @@ from bullmq_kombu.keys import KombuKeys
 
 Binding = tuple[str, str, str]
 
+#: How long it is kept that an exchange is a broadcast, when nobody says so again, ms.
+FANOUT_KEPT_MS = 24 * 3_600_000
+
 
 class Bindings:
     """The binding tables of one prefix. A binding is (routing key, pattern, queue)."""
@@ -47,8 +50,9 @@ class Bindings:
         self._server.call("SREM", self._keys.fanouts, exchange)
 
     def is_fanout(self, exchange: str) -> None:
-        """Tells other processes that the exchange is a broadcast."""
+        """Tells other processes that the exchange is a broadcast; to be told again while it is used."""
         self._server.call("SADD", self._keys.fanouts, exchange)
+        self._server.call("PEXPIRE", self._keys.fanouts, FANOUT_KEPT_MS)
 
     def has_fanout(self, exchange: str) -> bool:
         return bool(self._server.call("SISMEMBER", self._keys.fanouts, exchange))

@@ -20,7 +20,7 @@ What Kombu needs besides queues lives where no queue can be, behind an empty que
     marker:<queue>     zset     wakes its consumer, as BullMQ's marker does; expires
     bindings:<exchange>  hash   routing key, pattern, queue (JSON) -> when it expires, ms, 0 for never
     versions           hash     exchange -> how often its bindings have changed
-    fanouts            set      the exchanges that are broadcasts
+    fanouts            set      the exchanges that are broadcasts; expires
     <db>:fanout:<exchange>/<routing key>   PUB/SUB channel
     queues             set      the BullMQ queues that Celery has declared: where the job of a task id may be
     job:<task id>      string   queue:job id of a task whose job has another id; expires

@@ -12,7 +12,7 @@ import time
 from typing import NamedTuple
 
 from bullmq_kombu import scripts
-from bullmq_kombu.bindings import Binding, Bindings, pack
+from bullmq_kombu.bindings import FANOUT_KEPT_MS, Binding, Bindings, pack
 from bullmq_kombu.connection import Server
 from bullmq_kombu.keys import KombuKeys
 
@@ -48,7 +48,7 @@ class TransientQueues:
         self.broadcasts: dict[str, tuple[str, str]] = {}
         self._known: dict[str, tuple[bool, float]] = {}
         self._bound_to: dict[str, tuple[list[str], float]] = {}
-        self._touched = time.monotonic()
+        self._touched = self._broadcasts_told = time.monotonic()
 
     def __contains__(self, queue: str) -> bool:
         """Whether the queue was declared on this connection."""
@@ -127,6 +127,10 @@ class TransientQueues:
 
     def touch(self, now: int) -> None:
         """Those declared here stay: to be called now and then while they are used. Costs a command each third of the shortest expiry."""
+        if self.broadcasts and time.monotonic() - self._broadcasts_told >= FANOUT_KEPT_MS / 3000:
+            self._broadcasts_told = time.monotonic()
+            for exchange in {exchange for exchange, _ in self.broadcasts.values()}:
+                self._bindings.is_fanout(exchange)
         kept = {queue: kept for queue, kept in self._kept.items() if queue not in self.broadcasts}
         if not kept or time.monotonic() - self._touched < min(kept.values()) / 3000:
             return
