@@ -115,7 +115,7 @@ class Channel(virtual.Channel):
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **kwargs: Any) -> None:
         """A BullMQ queue keeps its settings and history; its waiting and delayed jobs go."""
         is_jobs = queue not in self.transient and not self.transient.is_one(queue)
-        if if_empty and (self._size(queue) or (is_jobs and self._has_delayed(queue))):
+        if if_empty and (self._size(queue) or (is_jobs and self.server.call("ZCARD", queue_base(self.options.prefix, queue) + "delayed"))):
             return
         super().queue_delete(queue, if_unused, **kwargs)
         if is_jobs:
@@ -126,9 +126,6 @@ class Channel(virtual.Channel):
     def _delete(self, queue: str, exchange: str = "", routing_key: str = "", pattern: str = "", *args: Any, **kwargs: Any) -> None:
         """Takes a binding away, as Kombu calls it for each of a queue that is deleted."""
         self.bindings.remove(exchange, (routing_key or "", pattern or "", queue or ""))
-
-    def _has_delayed(self, queue: str) -> bool:
-        return bool(self.server.call("ZCARD", queue_base(self.options.prefix, queue) + "delayed"))
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         is_broadcast = self.typeof(exchange).type == "fanout"

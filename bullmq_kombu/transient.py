@@ -8,6 +8,7 @@ connection can wait for many. Knows no job.
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import NamedTuple
 
@@ -48,7 +49,8 @@ class TransientQueues:
         self.broadcasts: dict[str, tuple[str, str]] = {}
         self._known: dict[str, tuple[bool, float]] = {}
         self._bound_to: dict[str, tuple[list[str], float]] = {}
-        self._touched = self._broadcasts_told = time.monotonic()
+        #: When (monotonic) those declared here have to be declared again.
+        self._touch_at = math.inf
 
     def __contains__(self, queue: str) -> bool:
         """Whether the queue was declared on this connection."""
@@ -56,6 +58,7 @@ class TransientQueues:
 
     def declare(self, queue: str, now: int, kept_ms: int | None = None) -> None:
         self._kept[queue] = kept_ms or KEPT_MS
+        self._touch_at = min(self._touch_at, time.monotonic() + self._kept[queue] / 3000)
         scripts.run(self._server, "declare", (self._keys.base,), (now, queue, self._kept[queue], 0))
 
     def queues_of(self, exchange: str, now: int) -> list[str]:
@@ -127,14 +130,14 @@ class TransientQueues:
 
     def touch(self, now: int) -> None:
         """Those declared here stay: to be called now and then while they are used. Costs a command each third of the shortest expiry."""
-        if self.broadcasts and time.monotonic() - self._broadcasts_told >= FANOUT_KEPT_MS / 3000:
-            self._broadcasts_told = time.monotonic()
-            for exchange in {exchange for exchange, _ in self.broadcasts.values()}:
-                self._bindings.is_fanout(exchange)
-        kept = {queue: kept for queue, kept in self._kept.items() if queue not in self.broadcasts}
-        if not kept or time.monotonic() - self._touched < min(kept.values()) / 3000:
+        if time.monotonic() < self._touch_at:
             return
-        self._touched = time.monotonic()
+        kept = {queue: kept for queue, kept in self._kept.items() if queue not in self.broadcasts}
+        self._touch_at = time.monotonic() + min((FANOUT_KEPT_MS, *kept.values())) / 3000
+        for exchange in {exchange for exchange, _ in self.broadcasts.values()}:
+            self._bindings.is_fanout(exchange)
+        if not kept:
+            return
         args: list[str | int] = [now]
         for queue, kept_ms in kept.items():
             bound = self._bound.get(queue, [])

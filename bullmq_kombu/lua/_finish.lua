@@ -171,11 +171,10 @@ local function finish(q, target, id, token, now, text, stack, keep, attempts, mo
     q.finished[target] = members
     members[#members + 1] = now
     members[#members + 1] = id
-    local made_text = made == 1 and '1' or made
     if stack ~= '' then
-      call('HSET', key, property, text, 'finishedOn', now, 'atm', made_text, 'stacktrace', stack)
+      call('HSET', key, property, text, 'finishedOn', now, 'atm', made, 'stacktrace', stack)
     else
-      call('HSET', key, property, text, 'finishedOn', now, 'atm', made_text)
+      call('HSET', key, property, text, 'finishedOn', now, 'atm', made)
     end
     if found[3] then
       call('HDEL', key, 'defa')

@@ -102,11 +102,10 @@ local function take(q, now, wanted, worker)
       call('SET', key .. ':lock', worker.token, 'PX', worker.lock_ms)
       emit(q, 'active', 'jobId', id, 'prev', 'waiting')
       local started, deferred = look_at(hash)
-      local starts = started == 0 and '1' or started + 1
       if worker.name ~= '' then
-        call('HSET', key, 'processedOn', now, 'ats', starts, 'pb', worker.name)
+        call('HSET', key, 'processedOn', now, 'ats', started + 1, 'pb', worker.name)
       else
-        call('HSET', key, 'processedOn', now, 'ats', starts)
+        call('HSET', key, 'processedOn', now, 'ats', started + 1)
       end
       if max and not deferred then
         counted = counted + 1

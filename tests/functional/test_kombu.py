@@ -121,11 +121,15 @@ def test_serializers(connection: Connection, other: Connection, queue_name: str,
 # -- acknowledgements ----------------------------------------------------------------------------------------------------------
 
 
+def publish_job(connection: Connection, client: redis.Redis, queue: Queue) -> Job:
+    publish(connection, "one", routing_key=queue.name, declare=[queue])
+    return Job(client, queue.name, jobs_of(client, queue.name, "wait")[0])
+
+
 def test_acknowledged(connection: Connection, redis_client: redis.Redis, queue_name: str) -> None:
     """Active and locked for as long as it takes, then completed."""
     queue = Queue(queue_name)
-    publish(connection, "held", routing_key=queue_name, declare=[queue])
-    job = Job(redis_client, queue_name, jobs_of(redis_client, queue_name, "wait")[0])
+    job = publish_job(connection, redis_client, queue)
     with Inbox(connection, queue, ack=False) as inbox:
         inbox.drain(1)
         until = time.monotonic() + 2.5
@@ -139,8 +143,7 @@ def test_acknowledged(connection: Connection, redis_client: redis.Redis, queue_n
 
 def test_rejected(connection: Connection, redis_client: redis.Redis, queue_name: str) -> None:
     queue = Queue(queue_name)
-    publish(connection, "unwanted", routing_key=queue_name, declare=[queue])
-    job = Job(redis_client, queue_name, jobs_of(redis_client, queue_name, "wait")[0])
+    job = publish_job(connection, redis_client, queue)
     with Inbox(connection, queue, ack=False) as inbox:
         inbox.drain(1)
         inbox.messages[0].reject()
