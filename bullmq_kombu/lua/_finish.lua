@@ -143,8 +143,8 @@ end
 
 -- `text` is the return value (JSON) or the reason; `stack` the JSON list of traces ('' when completed); `keep` is
 -- {count, age, limit} with count -1 for all and 0 for none; `more` may hold log, metrics, tm, silent. `held` is the lock's
--- value and `is_childless` true, where that is known.
-local function finish(q, target, id, token, now, text, stack, keep, attempts, more, held, is_childless)
+-- value and `is_childless` true, where that is known. Answers also how many attempts were made; the events are the caller's.
+local function finish(q, target, id, token, now, text, stack, keep, more, held, is_childless)
   local key = q.base .. id
   local found = call('HMGET', key, 'name', 'atm', 'defa', 'deid', 'parentKey', 'parent')
   if not found[1] and call('EXISTS', key) == 0 then
@@ -183,14 +183,19 @@ local function finish(q, target, id, token, now, text, stack, keep, attempts, mo
       keep_more(key, more, now)
     end
   end
+  if more.metrics then
+    count_metric(q, target, now, more.metrics)
+  end
+  return 0, made
+end
+
+-- The events of that end.
+local function tell(q, target, id, text, made, attempts)
+  local property = target == 'completed' and 'returnvalue' or 'failedReason'
   emit_and_trim_once(q, target, 'jobId', id, property, text, 'prev', 'active')
   if target == 'failed' and made >= attempts then
     emit(q, 'retries-exhausted', 'jobId', id, 'attemptsMade', made)
   end
-  if more.metrics then
-    count_metric(q, target, now, more.metrics)
-  end
-  return 0
 end
 
 -- Another attempt, at once or after `delay` ms. `reason` (nil for none) and `stack` ('' for none) of this one are kept; `more`

@@ -19,7 +19,7 @@ Events: completed, failed, retries-exhausted, delayed, waiting, drained; of pare
 local HEAD, EACH = 8, 11
 -- A text: that of a number would be made anew for every command.
 local now, wanted = ARGV[1], tonumber(ARGV[3])
-local opened, codes, kept, ended = {}, {}, {}, {}
+local opened, codes, kept, ended, ends = {}, {}, {}, {}, {}
 local nothing, usual_keep = {}, {}
 
 -- The policy of the delivery at `at`; mostly that of the one before.
@@ -67,12 +67,13 @@ for at = HEAD + 1, #ARGV, EACH do
     opened[number] = q
   end
   local more = ARGV[at + 10] ~= '' and cjson.decode(ARGV[at + 10]) or nothing
-  local code
+  local code, made
   if what == 'completed' or what == 'failed' then
     local keep, lock = keep_at(at), held[#codes + 1]
-    code = finish(q, what, id, token, now, text, stack, keep, tonumber(ARGV[at + 9]) or 0, more, lock, is_childless)
+    code, made = finish(q, what, id, token, now, text, stack, keep, more, lock, is_childless)
     if code == 0 then
       ended[number] = true
+      ends[#ends + 1] = { q, what, id, text, made, tonumber(ARGV[at + 9]) or 0 }
       if keep.count ~= 0 and (keep.count > 0 or keep.age) then
         prune_later(q, what, keep)
       end
@@ -90,6 +91,10 @@ for _, q in pairs(opened) do
 end
 for _, set in pairs(kept) do
   prune(set.q, set.target, set.keep, now)
+end
+-- BullMQ says that a job has ended when all else that its end means has been said: also of the parents that retention freed.
+for _, one in ipairs(ends) do
+  tell(unpack(one))
 end
 local jobs, queues = {}, {}
 if wanted > 0 then

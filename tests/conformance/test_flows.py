@@ -203,3 +203,17 @@ def test_a_second_child_fails_while_its_parent_is_delayed(both: Comparison, prio
         both.compare()
     do(both, PARENTS, "take", "t:p")
     both.compare()
+
+
+@pytest.mark.parametrize("keep", [1, {"age": 1}], ids=["count", "age"])
+def test_a_parent_freed_by_retention_is_told_of_before_the_end_that_freed_it(both: Comparison, keep: Any) -> None:
+    """A failed child without a policy holds its parent up until it is removed, be it by the retention of another job."""
+    family(both, child("c1"))
+    end_child(both, None)
+    both.later(2000)
+    do(both, CHILDREN, "add", "n", {}, {"jobId": "other", "removeOnFail": keep})
+    do(both, CHILDREN, "take", "t:c")
+    do(both, CHILDREN, "fail", "other", "t:c", "no luck either")
+    both.compare()
+    assert do(both, PARENTS, "take", "t:p") == ["p"]
+    both.compare()

@@ -14,7 +14,7 @@ from comparison import Comparison, MakeComparison
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
-from keyspace import Picture
+from keyspace import Picture, left_out
 from sides import PLAIN, Refused, WorkerOptions
 
 STEPS = 30
@@ -127,8 +127,8 @@ class Sequence(RuleBasedStateMachine):
         return self.both.version == "v5"
 
     def _fit(self, opts: dict[str, Any]) -> dict[str, Any]:
-        """Without what BullMQ 5 does not know yet."""
         if self.is_v5 and "deduplication" in opts:
+            left_out("reschedule, 5")
             opts["deduplication"].pop("reschedule", None)
         return opts
 
@@ -154,7 +154,8 @@ class Sequence(RuleBasedStateMachine):
         opts.pop("deduplication", None)
         parent_id = self._id(parent)
         if ":" in parent_id or opts.get("jobId") == "x:y:z" or self._knows_other_parent(opts.get("jobId"), parent_id):
-            return  # full keys are split at their last colon, on both sides alike, and then name another job
+            left_out("colon in a parent's id")
+            return
         self._know(self.both.do("add", "child", {}, {**opts, **policy, "parent": {"id": parent_id, "queue": f"bull:{self.both.queue}"}}))
         self._done()
 
@@ -178,7 +179,7 @@ class Sequence(RuleBasedStateMachine):
         return {"name": "f", "queueName": self.both.queue, "data": {}, "opts": {**kept, "jobId": job_id}}
 
     def _knows_other_parent(self, job_id: str | None, parent_id: str) -> bool:
-        # BullMQ 5 refuses a new parent also when the old one is gone; 6 and we do not.
+        left_out("parent gone, 5")
         known = self._field(job_id, "parentKey") if job_id else None
         return job_id == parent_id or (self.is_v5 and known is not None and not self.both.our_client.exists(known))
 
@@ -188,7 +189,8 @@ class Sequence(RuleBasedStateMachine):
     def take(self, wanted: int) -> None:
         token = self._token()
         if self._ids_of("repeat"):
-            wanted = 1  # Node makes a scheduler's next iteration before it takes another job; we take several at once, then make theirs
+            left_out("several of a scheduler")
+            wanted = 1
         self._hold(self.both.do("take", token, wanted), token)
         self._done()
 
@@ -229,7 +231,8 @@ class Sequence(RuleBasedStateMachine):
         self._ended(job_id, token, answer)
 
     def _can_end(self, job_id: str, token: str, *, children: bool) -> bool:
-        """Whether the end will be accepted. If not, Node fetches nothing either, and we take the next job all the same, as asked."""
+        """Whether the end will be accepted."""
+        left_out("next after a refused end")
         key = f"{self.base}{job_id}"
         client = self.both.our_client
         if children and client.exists(f"{key}:dependencies", f"{key}:unsuccessful"):
@@ -251,7 +254,7 @@ class Sequence(RuleBasedStateMachine):
         elif what == "put_back":
             self._ended(job_id, token, self.both.do("put_back", job_id, token))
         elif what == "extend":
-            # A worker of ours whose lock has expired takes it again while nobody else has the job; Node's gives it up.
+            left_out("expired lock extended")
             if self.both.our_client.exists(f"{self.base}{job_id}:lock"):
                 self.both.do("extend", job_id, token)
         else:
@@ -281,9 +284,11 @@ class Sequence(RuleBasedStateMachine):
         active = picture.raw.get(f"{self.base}active", ("list", []))[1]
         stalled = [job_id for job_id in active if f"{self.base}{job_id}:lock" not in picture.raw]
         if any(self._priority(job_id) for job_id in stalled):
-            return  # upstream puts them into `wait`; we keep their priority (test_administration and protocol 16.12)
+            left_out("stalled with a priority")
+            return
         if self.is_v5 and "max" in self._meta():
-            return  # BullMQ 5 counts a job that is only to be failed against the rate limit; 6 and we do not
+            left_out("limit and a job to fail, 5")
+            return
         self.both.recover()
         self._done()
 
@@ -320,7 +325,7 @@ class Sequence(RuleBasedStateMachine):
 
     @rule(delayed=st.booleans(), rarely=st.integers(0, 2))
     def drain(self, delayed: bool, rarely: int) -> None:
-        # Beside a scheduler's job upstream's drain takes the wrong ids out of `wait` (protocol 8.2).
+        left_out("drain beside a scheduler")
         if rarely == 0 and not self._ids_of("repeat"):
             self.both.do("drain", delayed)
         else:
@@ -330,9 +335,11 @@ class Sequence(RuleBasedStateMachine):
     @rule(grace=st.sampled_from([0, 5, 600]), limit=st.integers(0, 2), state=st.sampled_from(QUEUE_STATES))
     def clean(self, grace: int, limit: int, state: str) -> None:
         if self.is_v5 and self.paused and state == "waiting":
-            return  # there it is a state of its own
+            left_out("clean waiting while paused, 5")
+            return
         if state not in ("completed", "failed"):
-            limit = 0  # upstream counts the jobs it may not remove against the limit; we remove as many as there may be
+            left_out("clean with a limit")
+            limit = 0
         self.both.do("clean", grace, limit, state)
         self._done()
 
@@ -340,7 +347,8 @@ class Sequence(RuleBasedStateMachine):
     def move_many(self, state: str, count: int, ago: int) -> None:
         ids = self._ids_of(state)
         if any(self._priority(job_id) or (self.is_v5 and self._field(job_id, "parentKey")) for job_id in ids):
-            return  # upstream forgets priorities; BullMQ 5 also that a parent waits again
+            left_out("many moved with priorities")
+            return
         if state == "delayed":
             self.both.promote_jobs(ids)
         else:
@@ -350,9 +358,11 @@ class Sequence(RuleBasedStateMachine):
     @rule(name=st.sampled_from(["s", "t"]), template=templates, repeat=repeats)
     def schedule(self, name: str, repeat: dict[str, Any] | None, template: dict[str, Any]) -> None:
         if self.paused:
-            return  # upstream looks for the iteration that waits in the wrong list (protocol 1.4, H5)
+            left_out("upsert while paused")
+            return
         if repeat is not None and "pattern" in repeat and self._did_early(name):
-            return  # upstream writes over the job that was done early, which is then in two states (test_schedulers)
+            left_out("pattern after an early iteration")
+            return
         if repeat is None:
             self.both.do("remove_scheduler", name)
         else:
@@ -391,7 +401,8 @@ class Sequence(RuleBasedStateMachine):
     def retry(self, place: int, other: bool, made: bool, started: bool) -> None:
         job_id = self._one_of(("completed", "failed"), place)
         if self.is_v5 and self._priority(job_id):
-            return  # BullMQ 5 forgets the priority
+            left_out("retry with a priority, 5")
+            return
         is_failed = self.both.our_client.zscore(f"{self.base}failed", job_id) is not None
         self.both.do("retry", job_id, "failed" if is_failed != other else "completed", made, started)
         self._done()
@@ -428,7 +439,7 @@ def test_random_sequences(make_comparison: MakeComparison, sequences: int, worke
         sequence = Sequence()
         both = make_comparison(WORKERS[worker])
         if both.version == "v5":
-            # BullMQ 5 counts jobs that are only to be failed (`defa`) against the limit, and what it takes afterwards differs; 6 does not.
+            left_out("limit and a job to fail, 5")
             both = make_comparison(WorkerOptions(metrics=3, remove_on_complete={"count": 3}) if worker == "limited" else WORKERS[worker])
         sequence.both = both
         return sequence

@@ -136,11 +136,11 @@ def test_ends_of_every_kind_in_one_call(queue: Queue, other: Queue) -> None:
     }
     assert other.value("completed") == {"f": NOW}
     assert queue.events() == [
+        f"delayed jobId c delay {NOW + 500}",
+        "waiting jobId d prev active",
         "completed jobId a returnvalue 1 prev active",
         "failed jobId b failedReason no prev active",
         "retries-exhausted jobId b attemptsMade 1",
-        f"delayed jobId c delay {NOW + 500}",
-        "waiting jobId d prev active",
     ]
     assert other.events() == ["completed jobId f returnvalue 2 prev active", "drained"]
 
