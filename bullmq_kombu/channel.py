@@ -183,7 +183,7 @@ class Channel(virtual.Channel):
 
     def _put(self, queue: str, message: dict[str, Any], **kwargs: Any) -> None:
         transient = self.transient
-        if queue in transient or (not transient.is_known(queue) and self._is_reply(queue, message)) or transient.is_one(queue):
+        if transient.is_one(queue) or (not transient.is_jobs(queue) and self._is_reply(queue, message)):
             transient.push(queue, _pack(message), priority_of(message["properties"]))
             return
         base = queue_base(self.options.prefix, queue)

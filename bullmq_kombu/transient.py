@@ -88,10 +88,9 @@ class TransientQueues:
         self._known[queue] = (found, time.monotonic() + KNOWN_FOR_S)
         return found
 
-    def is_known(self, queue: str) -> bool:
-        """Whether there is such a queue, of either kind."""
-        known = self._known.get(queue)
-        return known is not None and (known[0] or known[1] == 0.0)
+    def is_jobs(self, queue: str) -> bool:
+        """Whether the queue is known to be one of jobs."""
+        return self._known.get(queue) == (False, 0.0)
 
     def is_none(self, queue: str) -> None:
         """The queue was declared as one of jobs."""

@@ -251,7 +251,7 @@ def test_reply_to_somebody_who_is_gone(server: Server, redis_client: redis.Redis
         for _ in range(3):
             app.control.broadcast("ping", destination=[one.name], reply=True, timeout=0.0)
         # No limit: Kombu counts late replies towards it.
-        assert app.control.inspect([one.name], timeout=1.0).ping()
+        wait_until(lambda: app.control.inspect([one.name], timeout=1.0).ping(), what="an answer")
     for key in redis_client.scan_iter("*reply*"):
         assert "::kombu:" in key
         assert redis_client.pttl(key) > 0, key

@@ -464,6 +464,20 @@ def test_queue_of_ones_own(connection: Connection, other: Connection, redis_clie
     wait_until(lambda: not list(redis_client.scan_iter(f"*{queue_name}*")), what="nothing to be left")
 
 
+def test_reply_to_a_queue_that_has_expired(
+    connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Who answers has known it for longer than that is remembered. It does not become a queue of jobs."""
+    monkeypatch.setattr("bullmq_kombu.transient.KNOWN_FOR_S", 0.0)
+    answers = Exchange(f"{queue_name}.answers", "direct")
+    with Inbox(connection, Queue(queue_name, answers, routing_key="mine", exclusive=True, auto_delete=True)) as inbox:
+        publish(other, "first", exchange=answers, routing_key="mine")
+        assert inbox.drain(1) == ["first"]
+        assert redis_client.delete(f"bull::kombu:queue:{queue_name}") == 1
+        publish(other, "second", exchange=answers, routing_key="mine")
+        assert not list(redis_client.scan_iter(f"bull:{queue_name}:*", 1000))
+
+
 # -- with Celery ---------------------------------------------------------------------------------------------------------------
 
 
