@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 from celery import Celery
+from celery_worker import CeleryWorker
 from interop_tasks import value
 from node_driver import VERSIONS, Node
+from servers import Server
 from waiting import wait_until
 
 Serve = Callable[[str], Any]
@@ -167,3 +170,50 @@ def test_a_global_rate_limit_binds_celery(node: Node, queue_name: str, celery_ap
     assert started[2] - started[0] >= 590
     assert started[4] - started[2] >= 590
     assert started[4] - started[0] < 600 * 2 + 4000
+
+
+def test_the_limiter_of_a_worker_binds_it(
+    node: Node, server: Server, queue_name: str, celery_app: Celery, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    """The worker's own limit is BullMQ's: Node sees how long it is closed, and nobody asks again before it opens."""
+    limiter = {"limiter": {"max": 2, "duration": 2.0}, "drain_delay": 30.0}
+    sent = [value.apply_async((n,), queue=queue_name) for n in range(4)]
+    with CeleryWorker(server, tmp_path, pool="solo", queues=[queue_name], settings={"broker_transport_options": limiter}):
+        assert [finished(node, queue_name, one.id) for one in sent[:2]] == [0, 1]
+        assert 0 < node.queue_call(queue_name, "getRateLimitTtl", 2) <= 2000
+        assert redis_client.llen(f"bull:{queue_name}:wait") == 2
+        before = scripts_run(redis_client)
+        assert [finished(node, queue_name, one.id) for one in sent[2:]] == [2, 3]
+    started = sorted(node.job(queue_name, one.id)["processedOn"] for one in sent)
+    assert started[2] - started[0] >= 1990
+    # Taking, ending and Node's looking: a poll while the queue is closed would be dozens.
+    assert scripts_run(redis_client) - before < 25
+
+
+def test_a_wait_for_something_due_is_no_polling(
+    node: Node, server: Server, queue_name: str, celery_app: Celery, redis_client: redis.Redis, tmp_path: Path
+) -> None:
+    """Delayed jobs, a paused queue and a global limit: the worker sleeps until the first of them is due."""
+    delayed, paused, limited = (f"{queue_name}-{what}" for what in ("delayed", "paused", "limited"))
+    node.queue_call(paused, "pause")
+    node.queue_call(limited, "setGlobalRateLimit", 1, 3000)
+    settings = {"broker_transport_options": {"drain_delay": 30.0}}
+    with CeleryWorker(server, tmp_path, pool="solo", queues=[delayed, paused, limited], settings=settings):
+        first = value.apply_async((0,), queue=limited)
+        finished(node, limited, first.id)
+        waits = [value.apply_async((1,), queue=queue) for queue in (paused, limited)]
+        late = value.apply_async((2,), queue=delayed, countdown=2.0)
+        before = scripts_run(redis_client)
+        assert finished(node, delayed, late.id) == 2
+        job = node.job(delayed, late.id)
+        assert job["processedOn"] - job["timestamp"] >= 2000
+        assert finished(node, limited, waits[1].id) == 1
+        assert scripts_run(redis_client) - before < 25
+        assert node.job(limited, waits[1].id)["processedOn"] - node.job(limited, first.id)["processedOn"] >= 3000
+    assert node.call("getState", queue=paused, jobId=waits[0].id) in ("waiting", "paused")
+
+
+def scripts_run(client: redis.Redis) -> int:
+    """How many there have been on this server, whoever ran them."""
+    stats: Any = client.info("commandstats")
+    return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))

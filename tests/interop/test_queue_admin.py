@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from celery_worker import CeleryWorker
 from kombu import Connection
 from node_driver import Node
 from servers import Server
@@ -170,6 +172,19 @@ def test_metrics_of_node(node: Node, queue: Queue) -> None:
         assert (mine["meta"], mine["count"]) == (theirs["meta"], theirs["count"])
     with pytest.raises(BadInput):
         queue.get_metrics("active")
+
+
+def test_metrics_of_celery(node: Node, server: Server, queue: Queue, tmp_path: Path) -> None:
+    settings = {"broker_transport_options": {"metrics": 10}}
+    with CeleryWorker(server, tmp_path, pool="solo", queues=[queue.name], settings=settings):
+        sent = {name: queue.add(name, data).id for name, data in (("value", 1), ("fail", {}), ("value.again", 2))}
+        node.wait_for_state(queue.name, sent["value"], "completed")
+        for name in ("fail", "value.again"):
+            node.wait_for_state(queue.name, sent[name], "failed")
+    for state, count in (("completed", 1), ("failed", 2)):
+        mine, theirs = queue.get_metrics(state), node.queue_call(queue.name, "getMetrics", state)
+        assert theirs["meta"]["count"] == count
+        assert (mine["meta"], mine["count"]) == (theirs["meta"], theirs["count"])
 
 
 def test_one_job_by_hand(node: Node, queue: Queue) -> None:
