@@ -36,10 +36,11 @@ class Bindings:
         flat = self._server.call("HGETALL", self._keys.bindings(exchange))
         found, gone = [], []
         for packed, expires_at in zip(flat[::2], flat[1::2], strict=True):
-            if 0 < int(expires_at) < now:
+            routing_key, pattern, queue = json.loads(packed)
+            # The time was told by another process, whose clock may be another; whether the queue has expired, Redis knows.
+            if 0 < int(expires_at) < now and not self._server.call("EXISTS", f"{self._keys.base}queue:{queue}"):
                 gone.append(packed)
             else:
-                routing_key, pattern, queue = json.loads(packed)
                 found.append((routing_key, pattern, queue))
         if gone:
             self._server.call("HDEL", self._keys.bindings(exchange), *gone)

@@ -478,6 +478,20 @@ def test_reply_to_a_queue_that_has_expired(
         assert not list(redis_client.scan_iter(f"bull:{queue_name}:*", 1000))
 
 
+def test_a_reply_comes_whatever_the_time_is(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """Where the clocks of two machines differ by more than such a queue is kept."""
+    answers = Exchange(f"{queue_name}.answers", "direct")
+    with Inbox(connection, Queue(queue_name, answers, routing_key="mine", exclusive=True, auto_delete=True, expires=5.0)) as inbox:
+        table = f"bull::kombu:bindings:{answers.name}"
+        for binding in redis_client.hkeys(table):
+            redis_client.hset(table, binding, 1)
+        publish(other, "late", exchange=answers, routing_key="mine")
+        assert inbox.drain(1) == ["late"]
+        redis_client.delete(f"bull::kombu:queue:{queue_name}")
+        publish(other, "too late", exchange=answers, routing_key="mine")
+        assert not redis_client.exists(table)
+
+
 # -- with Celery ---------------------------------------------------------------------------------------------------------------
 
 
