@@ -76,6 +76,8 @@ class JobOutcome(bootsteps.StartStopStep):
         # What was not even given to Celery goes back first, so that the order stays; the tasks step will find it done.
         if parent.task_consumer is not None:
             ignore_errors(parent, parent.task_consumer.cancel)
+        # After a cold shutdown the pool has stopped, and every outcome is read; after a lost connection it goes on without them.
+        outcome.end_cancelled()
         outcome.return_unstarted()
 
     def shutdown(self, parent: Any) -> None:

@@ -84,6 +84,9 @@ def _wrap(trace: Callable[..., Any]) -> Callable[..., Any]:
     return carrying
 
 
+#: What a pool says of a task that was ended with its process.
+ENDED_FROM_OUTSIDE = (Terminated, WorkerLostError, SystemExit, KeyboardInterrupt)
+
 #: Whether the pool of this worker runs tasks in the worker's own process.
 _tasks_run_here = False
 
@@ -241,8 +244,10 @@ class JobRequest:
         elif isinstance(exc, Ignore):
             # By a task that goes on as others, or one that nobody is to hear of: Celery stores no result.
             delivery.complete(silent=True)
-        elif isinstance(exc, Terminated) or self._request._already_cancelled:
-            self._job_terminated(exc)
+        elif isinstance(exc, ENDED_FROM_OUTSIDE) and self._request._already_cancelled:
+            self._job_cancelled()
+        elif isinstance(exc, Terminated):
+            delivery.fail(reason_of(exc), final=True)
         elif self._rejected:
             delivery.release()
         else:
@@ -262,12 +267,14 @@ class JobRequest:
             text = reason_of(reason) if isinstance(reason, BaseException) else f"Reject: {reason}"
             delivery.fail(f"retry or replacement could not be published: {text}" if unpublished else text, trace, final=True)
 
-    def _job_terminated(self, exc: Any) -> None:
+    def _job_cancelled(self) -> None:
         delivery = cast("Delivery", self._delivery)
-        if self._request._already_cancelled and self._request.task.acks_late:
+        if delivery.settled:
+            return
+        if self._request.task.acks_late:
             delivery.release()
         else:
-            delivery.fail(reason_of(exc), final=True)
+            delivery.fail("cancelled by Celery: the worker was stopped while the task ran", final=True)
 
     def on_timeout(self, soft: bool, timeout: float) -> Any:
         try:
@@ -286,13 +293,10 @@ class JobRequest:
         return cast("Any", super())._announce_revoked(reason, terminated, signum, expired)
 
     def _announce_cancelled(self, *args: Any, **kwargs: Any) -> Any:
-        """A cold shutdown, or a connection lost with worker_cancel_long_running_tasks_on_connection_loss."""
-        delivery = self._delivery
-        if delivery is not None and not delivery.settled:
-            if self._request.task.acks_late:
-                delivery.release()
-            else:
-                delivery.fail("cancelled by Celery: the worker was stopped while the task ran", final=True)
+        """A cold shutdown, or a connection lost with worker_cancel_long_running_tasks_on_connection_loss. The task may be done already:
+        during a soft shutdown Celery reads no outcomes. So the job is left to `end_cancelled`."""
+        if self._delivery is not None:
+            _cancelled.append(self)
         return cast("Any", super())._announce_cancelled(*args, **kwargs)
 
     def reject(self, requeue: bool = False) -> Any:
@@ -317,6 +321,16 @@ class JobRequest:
             yield
         finally:
             current.reset(before)
+
+
+#: What Celery has cancelled since `end_cancelled`.
+_cancelled: list[JobRequest] = []
+
+
+def end_cancelled() -> None:
+    """What Celery has cancelled, and whose outcome has not been read since, is put back or failed."""
+    while _cancelled:
+        _cancelled.pop(0)._job_cancelled()
 
 
 def return_unstarted(*, handed: bool = False) -> None:

@@ -266,6 +266,22 @@ def test_connections_cut(
     assert jobs_of(own_client, queue_name, "active") == []
 
 
+def test_connections_cut_cancels(
+    own_server: Server, own_app: Celery, own_client: redis.Redis, worker: WorkerOf, queue_name: str, tmp_path: Path
+) -> None:  # fmt: skip
+    """With worker_cancel_long_running_tasks_on_connection_loss what is acknowledged late is ended, and goes back at once."""
+    held = Held(own_app, lambda job_id: Job(own_client, queue_name, job_id), queue_name, tmp_path / "it", is_late=True, others=0)
+    settings = {"worker_cancel_long_running_tasks_on_connection_loss": True}
+    one = worker(on=own_server, settings=settings, options={"lock_duration": 30.0, "stalled_interval": 30.0})
+    held.is_at_work(1, one)
+    cut_all(own_client)
+    wait_until(lambda: runs(held.at) == 2, what="it to run again")
+    go(held.at)
+    held.first.wait_for("completed")
+    assert held.first.history == ["added", "waiting", "active", "waiting", "active", "completed"]
+    assert runs(held.at) == 2
+
+
 @pytest.mark.parametrize("task", ["again_after_gate", "replace_after_gate"])
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_retry_that_cannot_be_published(

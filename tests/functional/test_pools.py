@@ -122,10 +122,7 @@ def test_soft_shutdown(app: Celery, worker: WorkerOf, job: JobOf, queue_name: st
     one = worker(concurrency=1, settings=settings, options={"lock_duration": 30.0, "stalled_interval": 30.0})
     wait_until(lambda: len(runs(at)) == 1, what="it to run")
     wait_until(lambda: active(running.client, queue_name) == 4, what="three more to be in hand")
-    if is_late:
-        wait_until(lambda: _knows(app, one), what="the worker to know that the task runs")
-    else:
-        running.wait_until(lambda one: "defa" in one.hash, "the promise of an early acknowledgement")
+    wait_until(lambda: _knows(app, one), what="the worker to know that the task runs")
     one.signal(signal.SIGQUIT)
     wait_until(lambda: "Initiating Soft Shutdown" in one.log, what="the soft shutdown to begin")
     one.wait()
@@ -141,26 +138,32 @@ def test_soft_shutdown(app: Celery, worker: WorkerOf, job: JobOf, queue_name: st
     assert len(runs(at)) == 1 + is_late
 
 
-def _knows(app: Celery, worker: Worker) -> bool:
-    (begun,) = (app.control.inspect([worker.name], timeout=5.0, limit=1).active() or {"": []}).values()
-    return any(one["time_start"] for one in begun)
+def _knows(app: Celery, worker: Worker, many: int = 1) -> bool:
+    """Whether the worker has heard from its pool that so many tasks have begun."""
+    (active,) = (app.control.inspect([worker.name], timeout=5.0, limit=1).active() or {"": []}).values()
+    return sum(bool(one["time_start"]) for one in active) == many
 
 
 @needs_soft_shutdown
-@pytest.mark.parametrize("is_late", [False, True], ids=["early", "late"])
-def test_soft_shutdown_leaves_time(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, is_late: bool) -> None:
-    """A task that ends within the time given is completed."""
-    at = tmp_path / "it"
-    running = job(app.send_task("hold.late" if is_late else "hold", args=[str(at)], kwargs={"value": "held"}, queue=queue_name).id)
-    one = worker(pool="threads", settings={"worker_soft_shutdown_timeout": 1.0})
-    wait_until(lambda: len(runs(at)) == 1, what="it to run")
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_soft_shutdown_leaves_time(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str) -> None:
+    """A task that ends within the time given ends as any other: with a value, a failure, or another run."""
+    names = [f"{name}{suffix}" for name in ("hold", "boom_after_gate", "again_after_gate") for suffix in ("", ".late")]
+    ats = [tmp_path / name for name in names]
+    sent = [job(app.send_task(name, kwargs={"at": str(at)}, queue=queue_name).id) for name, at in zip(names, ats, strict=True)]
+    settings = {"worker_prefetch_multiplier": 1, "worker_soft_shutdown_timeout": 2.5}
+    one = worker(pool=pool, concurrency=6, settings=settings, options={"lock_duration": 30.0, "stalled_interval": 30.0})
+    wait_until(lambda: _knows(app, one, 6), what="the worker to know that all run")
     one.signal(signal.SIGQUIT)
     wait_until(lambda: "Initiating Soft Shutdown" in one.log, what="the soft shutdown to begin")
-    go(at)
+    for at in ats:
+        go(at)
     one.wait()
-    assert running.state == "completed", running
-    assert running.returnvalue == "held"
-    assert len(runs(at)) == 1
+    for hold, boom, again in (sent[0::2], sent[1::2]):
+        assert (hold.state, boom.state, again.state) == ("completed", "failed", "waiting")
+        assert boom.reason == "ValueError: the message"
+        assert [each.attempts_started for each in (hold, boom, again)] == [1] * 3
+    assert [len(runs(at)) for at in ats] == [1] * 6
 
 
 # -- celery multi ----------------------------------------------------------------------------------------------------------------

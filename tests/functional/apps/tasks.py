@@ -25,8 +25,8 @@ app.conf.update(
     worker_hijack_root_logger=False,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     task_publish_retry_policy={"max_retries": 1, "interval_start": 0.1, "interval_max": 0.1},
-    **json.loads(os.environ.get("APP_SETTINGS", "{}")),
 )
+app.conf.update(json.loads(os.environ.get("APP_SETTINGS", "{}")))
 
 
 def task(name: str, **options: Any) -> Callable[[Callable[..., Any]], None]:
@@ -266,6 +266,13 @@ def again_after_gate(self: Task, at: str) -> Any:
         wait(at)
         raise self.retry(countdown=0)
     return "second"
+
+
+@task("boom_after_gate")
+def boom_after_gate(self: Task, at: str) -> None:
+    note(at)
+    wait(at)
+    raise ValueError("the message")
 
 
 @task("replace_after_gate")
