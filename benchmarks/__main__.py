@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import peers, profiles, report
 from benchmarks.plan import SMOKE, Sizes, areas
-from benchmarks.run import Bench
+from benchmarks.run import Bench, Results
 
 ROOT = Path(__file__).parent.parent
 ROUNDS = 5
@@ -23,6 +23,7 @@ ONCE = ("bytes", "idle", "scale")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks", description="Measures bullmq:// beside its peers.")
     parser.add_argument("--rounds", type=int, default=0, help=f"how often each measurement is made ({ROUNDS}; 1 with --smoke)")
+    parser.add_argument("--runs", type=int, default=1, help="how often all of it is done (1); a bar is looked at in each")
     parser.add_argument("--only", metavar="TEXT", action="append", help="areas whose name contains TEXT; may be repeated")
     parser.add_argument("--list", action="store_true", help="name the areas and stop")
     parser.add_argument("--smoke", action="store_true", help="some seconds of everything, to see that it works; the figures mean nothing")
@@ -42,17 +43,17 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(wanted))
         return 0
     started = time.monotonic()
-    tables = _measured(sizes, rounds, wanted)
-    head = _head(rounds, time.monotonic() - started, given.smoke)
+    tables = report.tables([_measured(sizes, rounds, wanted) for _ in range(given.runs)])
+    head = _head(given.runs, rounds, time.monotonic() - started, given.smoke)
     print(f"{head}\n{tables}")
     if given.write:
         page = ROOT / "docs" / "benchmarks.md"
         page.parent.mkdir(exist_ok=True)
-        page.write_text(f"# Benchmarks\n\n{head}\n{tables}\n{_method()}", encoding="utf-8")
+        page.write_text(f"# Benchmarks\n\n{head}\n{tables}\n{_text('notes.md')}\n{_method()}", encoding="utf-8")
     return 0
 
 
-def _measured(sizes: Sizes, rounds: int, wanted: list[str]) -> str:
+def _measured(sizes: Sizes, rounds: int, wanted: list[str]) -> Results:
     taking_turns = {name: measurements for name, measurements in areas(sizes).items() if name in wanted}
     current = ""
 
@@ -71,11 +72,11 @@ def _measured(sizes: Sizes, rounds: int, wanted: list[str]) -> str:
             bench.idle()
         if "scale" in wanted:
             bench.scale(rounds)
-        return report.tables(bench.results)
+        return bench.results
 
 
-def _head(rounds: int, seconds: float, is_smoke: bool) -> str:
-    minutes = f"{seconds / 60:.0f} minutes, {rounds} rounds"
+def _head(runs: int, rounds: int, seconds: float, is_smoke: bool) -> str:
+    minutes = f"{seconds / 60:.0f} minutes, {rounds} rounds" if runs == 1 else f"{seconds / 60:.0f} minutes, {runs} runs of {rounds} rounds"
     lines = [
         f"Measured on {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC in {minutes}, by `python -m benchmarks`.",
         f"Machine: {os.cpu_count()} cores, {_processor()}, {platform.system()} {platform.release()}.",
@@ -93,8 +94,12 @@ def _processor() -> str:
     return platform.machine()
 
 
+def _text(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
 def _method() -> str:
-    text = (Path(__file__).parent / "README.md").read_text(encoding="utf-8")
+    text = _text("README.md")
     return text[text.index("## Method") :]
 
 

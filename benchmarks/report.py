@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,13 +44,18 @@ def reached(results: Results, row: Row, bar: Bar) -> bool | None:
     return found >= bar.at_least if bar.at_least else 1 / found <= bar.at_most
 
 
-def tables(results: Results) -> str:
-    parts = [_table(title, rows, results) for title, rows in SECTIONS.items()]
-    parts.append(_scale(results))
+def tables(runs: Sequence[Results]) -> str:
+    """Medians and ratios over all rounds of all runs; whether a bar is reached is asked of each run."""
+    results: Results = defaultdict(list)
+    for run in runs:
+        for key, values_of_rounds in run.items():
+            results[key] += values_of_rounds
+    parts = [_table(title, rows, results, runs) for title, rows in SECTIONS.items()]
+    parts.append(_scale(results, runs))
     return "\n".join(part for part in parts if part)
 
 
-def _table(title: str, rows: Sequence[Row], results: Results) -> str:
+def _table(title: str, rows: Sequence[Row], results: Results, runs: Sequence[Results]) -> str:
     shown = [row for row in rows if values(results, row, "bullmq")]
     if not shown:
         return ""
@@ -70,28 +76,36 @@ def _table(title: str, rows: Sequence[Row], results: Results) -> str:
                 cells.append(f"{found_ratio:.2f} ×" if found_ratio is not None else "")
         if has_bars:
             cells.append("; ".join(bar.text for bar in row.bars))
-            cells.append("; ".join(_yes(reached(results, row, bar)) for bar in row.bars))
+            cells.append("; ".join(_yes([reached(run, row, bar) for run in runs]) for bar in row.bars))
         lines.append(cells)
     return _markdown(lines)
 
 
-def _scale(results: Results) -> str:
+def _scale(results: Results, runs: Sequence[Results]) -> str:
     lines = [["Beside many jobs, µs per job", "1,000", "many", "server, many / 1,000", "wall, many / 1,000", "bar", "reached"]]
-    for (area, _, kind), many in results.items():
+    for area, _, kind in list(results):
         if area != "beside many":
             continue
-        few = results["beside few", "bullmq", kind]
-        server, wall = (statistics.median(b[of] / a[of] for a, b in zip(few, many, strict=True)) for of in ("server", "wall"))
-        medians = (statistics.median(one["wall"] for one in side) for side in (few, many))
+        medians = (statistics.median(one["wall"] for one in results[side, "bullmq", kind]) for side in ("beside few", "beside many"))
+        server, wall = _growth(results, kind)
         lines.append([
             f"publish and consume beside {kind} jobs", *(f"{one:.0f}" for one in medians), f"{server:.2f} ×", f"{wall:.2f} ×",
-            f"≤ {SCALE_BAR:g} ×", _yes(max(server, wall) <= SCALE_BAR),
+            f"≤ {SCALE_BAR:g} ×", _yes([max(_growth(run, kind)) <= SCALE_BAR for run in runs]),
         ])  # fmt: skip
     return _markdown(lines) if len(lines) > 1 else ""
 
 
-def _yes(found: bool | None) -> str:
-    return "" if found is None else "yes" if found else "**no**"
+def _growth(results: Results, kind: str) -> list[float]:
+    """The server's time and the clock's beside many, over those beside few."""
+    few, many = results["beside few", "bullmq", kind], results["beside many", "bullmq", kind]
+    return [statistics.median(b[of] / a[of] for a, b in zip(few, many, strict=True)) for of in ("server", "wall")]
+
+
+def _yes(found: Sequence[bool | None]) -> str:
+    known = [one for one in found if one is not None]
+    if len(known) > 1:
+        return f"{sum(known)} of {len(known)}" if all(known) else f"**{sum(known)} of {len(known)}**"
+    return "" if not known else "yes" if known[0] else "**no**"
 
 
 def _figure(value: float, unit: str) -> str:
