@@ -21,7 +21,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -289,9 +289,10 @@ class Waker:
 
 
 class Server:
-    """Short commands to one Redis, from any thread, and wires of one's own. `fails_fast`: for producers, see patience.py."""
+    """Short commands to one Redis, from any thread, and wires of one's own. `fails_fast`: for producers, see patience.py. `others`: where
+    to turn while there is no connection to be had at `address`."""
 
-    def __init__(self, address: Address, options: Options, *, fails_fast: bool = False) -> None:
+    def __init__(self, address: Address, options: Options, *, fails_fast: bool = False, others: Sequence[Address] = ()) -> None:
         self._pool = pool_of(options.connection) if options.connection is not None else None
         self.address = address if self._pool is None else address_of_pool(self._pool)
         self.options = options
@@ -299,6 +300,7 @@ class Server:
         self._pid = os.getpid()
         self._places = self._all_places()
         self._locator = _Locator(self.address, options, self._pool)
+        self._locators = [self._locator, *(_Locator(other, options) for other in others)]
         self._patience: Patience | None = None
         if fails_fast:
             self._patience = Patience(self.address.identity, self.address.where, options.max_retries_per_request)
@@ -308,7 +310,20 @@ class Server:
 
     def wire(self, name: str | None = None) -> Wire:
         """A wire of the caller's own; `name` is its CLIENT name."""
-        return Wire(self._locator.connection, name, self.on_close)
+        return Wire(self._connection, name, self.on_close)
+
+    def _connection(self, name: str | None, limit: float | None = None) -> Any:
+        now = self._locator
+        try:
+            return now.connection(name, limit)
+        except (RedisConnectionError, RedisTimeoutError, OSError):
+            for other in self._locators:
+                if other is not now:
+                    with contextlib.suppress(RedisConnectionError, RedisTimeoutError, OSError):
+                        connection = other.connection(name, limit)
+                        self._locator, self.address = other, other.address
+                        return connection
+            raise
 
     def check(self) -> None:
         """Whether the server answers, and, once for each, whether it is one to work with."""
@@ -383,7 +398,7 @@ class Server:
         try:
             return self._idle.pop()
         except IndexError:
-            return Wire(self._locator.connection, self.options.client_name)
+            return Wire(self._connection, self.options.client_name)
 
     def _all_places(self) -> threading.Semaphore | None:
         limit = self.options.max_connections

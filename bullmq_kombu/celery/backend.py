@@ -94,8 +94,12 @@ class Backend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         self._retry_policy = {**self.retry_policy, **(given.get("retry_policy") or {})}
         with Connection(_full_url(url), ssl=conf.get("redis_backend_use_ssl") or False) as connection:
             address = address_of(connection)
+            others = []
+            for _ in range(len(connection.alt or ()) - 1 if address.kind in ("tcp", "unix") else 0):
+                connection.maybe_switch_next()
+                others.append(address_of(connection))
         options = check_options(wanted, address.kind)
-        self.server = Server(address, options)
+        self.server = Server(address, options, others=others)
         self.results = Results(self.server, options.prefix)
         self.group_keyprefix = self.results.group_key("")
         self.task_keyprefix = self.results.channel("")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import ssl
+import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,25 @@ def test_failover_lists(server: Server) -> None:
             connection.Producer().publish({"n": 1}, routing_key=queue, retry=True, retry_policy={"max_retries": 3, "interval_start": 0})
             with connection.SimpleQueue(queue) as jobs:
                 assert jobs.get(timeout=5).payload == {"n": 1}
+
+
+def test_failover_lists_of_the_result_backend(server: Server) -> None:
+    """What is stored, and who waits, goes to the next address while the first is away."""
+    with Server() as first, Celery(backend=server.url) as plain, Celery(backend=f"{first.url};{server.url}") as listed:
+        waiting = listed.AsyncResult(str(uuid.uuid4()))
+        listed.backend.store_result(waiting.id, "half", "PROGRESS")
+        assert waiting.state == "PROGRESS"
+        seen: list[Any] = []
+        waiter = threading.Thread(target=lambda: seen.append(waiting.get(timeout=60)))
+        waiter.start()
+        with first.client() as client:
+            wait_until(lambda: client.pubsub_channels(f"*{waiting.id}"), what="it to wait at the first")
+        first.stop()
+        plain.backend.store_result(waiting.id, "all", "SUCCESS")
+        waiter.join(60)
+        assert seen == ["all"]
+        listed.backend.store_result("another", "here", "SUCCESS")
+        assert plain.AsyncResult("another").get(timeout=5) == "here"
 
 
 class Credentials(redis.CredentialProvider):
