@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from kombu.exceptions import OperationalError
@@ -26,6 +27,9 @@ LAST_CHANCE_S = 0.1
 PAUSE_S = 0.9
 #: Nor is one so long after the first: a producer that makes no pauses must not be short of time for ever, s.
 EPISODE_S = 5.0
+#: What Kombu older than 5.5, which keeps the publish's retry policy from the first connection, is told of it instead of its own pauses of
+#: two and four seconds.
+FIRST_CONNECTION: Mapping[str, Any] = {"max_retries": 17, "interval_start": 0.0, "interval_step": 0.2, "interval_max": 0.2}
 #: A pause after the first refusal of a server that is there, s, and the longest one after more of them.
 BREATH_S = 0.1
 LONGEST_BREATH_S = 0.5

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 import redis
+from kombu import VERSION
 from kombu.exceptions import InconsistencyError
 from kombu.transport import virtual
 from redis import exceptions
@@ -25,6 +26,7 @@ from bullmq_kombu.job_options import JobOptions
 from bullmq_kombu.keys import KombuKeys
 from bullmq_kombu.leases import leases_of
 from bullmq_kombu.options import check_options
+from bullmq_kombu.patience import FIRST_CONNECTION
 from bullmq_kombu.transient import TransientQueues
 
 
@@ -62,6 +64,8 @@ class Transport(virtual.Transport):
     def __init__(self, client: Any, **kwargs: Any) -> None:
         super().__init__(client, **kwargs)
         _install_celery_side()
+        if VERSION < (5, 5):
+            client.transport_options = {**FIRST_CONNECTION, **client.transport_options}
         address = address_of(client)
         self.options = check_options(client.transport_options, address.kind)
         self.server = Server(address, self.options, fails_fast=True)
