@@ -264,7 +264,10 @@ class Server:
 
     def _launch(self, binary: str) -> bool:
         with (self.directory / "log").open("ab") as log:
-            process = spawn([binary, *self._arguments()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory)
+            # As Python does, the server then takes a file that may not grow (RLIMIT_FSIZE) for an error and not for its end.
+            process = spawn(
+                [binary, *self._arguments()], stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.directory, restore_signals=False
+            )
         try:
             wait_until(
                 lambda: process.poll() is not None or self._answers(process.pid),

@@ -6,8 +6,8 @@ Each is a context manager that ends everything it started. Times are short, so t
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +98,10 @@ class Sentinels:
         try:
             enter = self._stack.enter_context
             enter(self.master)
-            extra = ["--replicaof", self.master.host, str(self.master.port), "--repl-diskless-sync-delay", "0"]
             if self._password:
-                extra += ["--masterauth", self._password]
                 with self.master.client() as client:
                     client.config_set("masterauth", self._password)
-            self.replica = enter(Server(appendonly=True, password=self._password, extra=extra))
+            self.replica = enter(Server(appendonly=True, password=self._password, extra=self._as_replica()))
             self.sentinels = [enter(_Sentinel(self.master, self._sentinel_password)) for _ in range(3)]
             for one in self.sentinels:
                 wait_until(lambda one=one: self._knows_all(one), FAILOVER_TIMEOUT_S, "the sentinels to know each other and the replica")
@@ -115,10 +113,20 @@ class Sentinels:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
+    def _as_replica(self) -> list[str]:
+        extra = ["--replicaof", self.master.host, str(self.master.port), "--repl-diskless-sync-delay", "0"]
+        return [*extra, "--masterauth", self._password] if self._password else extra
+
     def _knows_all(self, sentinel: _Sentinel) -> bool:
         with sentinel.client() as client:
             state: Any = client.sentinel_masters()["mymaster"]
-        return state["num-other-sentinels"] == 2 and state["num-slaves"] == 1 and "s_down" not in state["flags"]
+            replicas: Any = client.sentinel_slaves("mymaster")
+        is_well = state["port"] == self.master.port and "s_down" not in state["flags"]
+        return (
+            is_well
+            and state["num-other-sentinels"] == 2
+            and [one["port"] for one in replicas if not one["is_sdown"]] == [self.replica.port]
+        )
 
     @property
     def url(self) -> str:
@@ -126,14 +134,33 @@ class Sentinels:
         return ";".join(f"bullmq+sentinel://{credentials}{one.host}:{one.port}/0" for one in self.sentinels)
 
     def fail_over(self) -> None:
-        """The master is gone, for good; returns when the replica has taken over."""
+        """The master is gone; returns when the replica has taken over, which is `master` from then on."""
         self.master.kill()
         wait_until(lambda: self._role(self.replica) == "master", FAILOVER_TIMEOUT_S, "the replica to be promoted")
+        self.master, self.replica = self.replica, self.master
+
+    def catch_up(self) -> None:
+        """Nothing more is written, and the replica has all that was: Redis promises nothing for the rest."""
+        with self.master.client() as master, self.replica.client() as replica:
+            master.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+            wait_until(lambda: _offset(replica) >= _offset(master), FAILOVER_TIMEOUT_S, "the replica to have all")
+
+    def heal(self) -> None:
+        """The master that was is the replica of the one that is; it could fail over again."""
+        self.replica.extra = tuple(self._as_replica())
+        self.replica.start()
+        for one in self.sentinels:
+            wait_until(lambda one=one: self._knows_all(one), FAILOVER_TIMEOUT_S, "the sentinels to know the new replica")
 
     def _role(self, server: Server) -> str:
         with server.client() as client:
             info: Any = client.info("replication")
         return str(info["role"])
+
+
+def _offset(client: redis.Redis) -> int:
+    info: Any = client.info("replication")
+    return int(info["master_repl_offset"])
 
 
 class Cluster:
@@ -221,6 +248,12 @@ class Cluster:
 
     def move_slot(self, key: str) -> None:
         """The key's slot, and all that is in it, goes to another master."""
+        with self.moving_slot(key):
+            pass
+
+    @contextmanager
+    def moving_slot(self, key: str) -> Iterator[None]:
+        """Within the block half of the slot's keys are at one master and half at another; afterwards all are."""
         source = self.owner_of(key)
         with source.client() as client:
             slot = int(client.execute_command("CLUSTER KEYSLOT", key))
@@ -230,12 +263,18 @@ class Cluster:
             target_id = str(client.execute_command("CLUSTER MYID"))
             client.execute_command("CLUSTER SETSLOT", slot, "IMPORTING", source_id)
         with source.client() as client:
+
+            def move(count: int) -> bool:
+                keys: Any = client.execute_command("CLUSTER GETKEYSINSLOT", slot, count)
+                if keys:
+                    client.execute_command("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *keys)
+                return bool(keys)
+
             client.execute_command("CLUSTER SETSLOT", slot, "MIGRATING", target_id)
-            while True:
-                keys: Any = client.execute_command("CLUSTER GETKEYSINSLOT", slot, 1000)
-                if not keys:
-                    break
-                client.execute_command("MIGRATE", target.host, target.port, "", 0, 5000, "KEYS", *keys)
+            move(int(client.execute_command("CLUSTER COUNTKEYSINSLOT", slot)) // 2)
+            yield
+            while move(1000):
+                pass
         for one in (target, source, *self.nodes):
             with one.client() as client:
                 if self._is_master(one):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import enum
 import os
+import resource
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import redis
-from arena import Arena
+from arena import Arena, ClusterArena, SentinelArena
+from waiting import wait_until
 
 
 class Fault(enum.Enum):
@@ -33,14 +35,23 @@ class Fault(enum.Enum):
     READONLY = "master becomes a replica"
     OOM = "server out of memory"
     BUSY = "server busy with a script"
+    DISK_FULL = "disk of the append-only file full"
     WORKER_KILL = "worker SIGKILL"
     WORKER_STOP = "worker SIGSTOP for longer than its locks"
     CHILD_KILL = "pool child SIGKILL"
+    CHILD_OOM = "pool child out of memory"
+    CLOCK_AHEAD = "worker's clock an hour ahead, and back"
+    CLOCK_BEHIND = "worker's clock an hour behind, and back"
+    FAILOVER = "Sentinel failover"
+    MIGRATION = "cluster slot moved"
 
     @property
     def slug(self) -> str:
         return self.name.lower().replace("_", "-")
 
+
+#: The arena of those that need one of their own.
+ARENAS: Mapping[Fault, type[Arena]] = {Fault.FAILOVER: SentinelArena, Fault.MIGRATION: ClusterArena}
 
 #: After these, tasks that were running may run again.
 KILLS_WORK = frozenset({Fault.WORKER_KILL})
@@ -69,6 +80,16 @@ def _kill(arena: Arena, kind: str, **only: Any) -> None:
             if str(one["id"]) != str(client.client_id()) and kind in ("all", one["cmd"].partition("|")[0]):
                 with contextlib.suppress(redis.ResponseError):
                     client.execute_command("CLIENT", "KILL", "ID", one["id"])
+
+
+def _refuses(arena: Arena, code: str) -> bool:
+    """Whether the server refuses to write, with this code."""
+    with arena.server.client() as client:
+        try:
+            client.set("filler", "x")
+        except redis.ResponseError as error:
+            return code in str(error)
+        return False
 
 
 class _Faults:
@@ -228,3 +249,60 @@ class _Faults:
         for child in arena.children():
             os.kill(child, signal.SIGKILL)
         yield
+
+    @staticmethod
+    @contextlib.contextmanager
+    def child_oom(arena: Arena, lasting: float) -> Iterator[None]:
+        with arena.app() as app:
+            # It runs beside whatever the other child does.
+            hoarder = arena.send_hoarder(app, killed=True)
+            arena.wait_for_run(hoarder.id)
+            yield
+            arena.wait_for_state(hoarder.id, "failed")
+            assert arena.runs(hoarder.id) == 1
+            assert "WorkerLostError" in arena.reason(hoarder.id)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def disk_full(arena: Arena, lasting: float) -> Iterator[None]:
+        # With `always`, Redis ends itself at once when it cannot write: that is a restart.
+        _admin(arena, "CONFIG", "SET", "appendfsync", "everysec")
+        soft, hard = resource.prlimit(arena.server.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(arena.server.pid, resource.RLIMIT_FSIZE, (0, hard))
+        wait_until(lambda: _refuses(arena, "MISCONF"), what="the append-only file not to be written")
+        yield
+        wait_out(lasting)
+        resource.prlimit(arena.server.pid, resource.RLIMIT_FSIZE, (soft, hard))
+        wait_until(lambda: not _refuses(arena, "MISCONF"), what="the append-only file to be written again")
+        _admin(arena, "CONFIG", "SET", "appendfsync", "always")
+
+    @staticmethod
+    @contextlib.contextmanager
+    def clock_ahead(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.set_clock(3600)
+        yield
+        wait_out(lasting)
+        arena.set_clock(0)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def clock_behind(arena: Arena, lasting: float) -> Iterator[None]:
+        arena.set_clock(-3600)
+        yield
+        wait_out(lasting)
+        arena.set_clock(0)
+
+    @staticmethod
+    @contextlib.contextmanager
+    def failover(arena: SentinelArena, lasting: float) -> Iterator[None]:
+        arena.sentinels.catch_up()
+        yield
+        arena.sentinels.fail_over()
+        arena.sentinels.heal()
+
+    @staticmethod
+    @contextlib.contextmanager
+    def migration(arena: ClusterArena, lasting: float) -> Iterator[None]:
+        with arena.cluster.moving_slot(arena.prefix):
+            yield
+            wait_out(lasting)

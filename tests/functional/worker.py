@@ -36,19 +36,20 @@ class Worker:
     :param options: `broker_transport_options` over QUICK.
     :param arguments: of the command line.
     :param url: where the broker is; the server itself when left out.
+    :param environment: over everything else of it.
     :param neighbours: look for other workers and talk with them; that costs a second at the start.
     """
 
     def __init__(
         self, server: Server, folder: Path, queues: Sequence[str], *, app: str = "tasks", pool: str = "prefork", concurrency: int = 2,
         settings: Mapping[str, Any] | None = None, options: Mapping[str, Any] | None = None, arguments: Sequence[str] = (), url: str = "",
-        neighbours: bool = False,
+        neighbours: bool = False, environment: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.name = f"w{secrets.token_hex(4)}@functional"
         self.pool = pool
         self.folder = folder / self.name
         self._app = app
-        self._environment = environment_of(server, settings, options, url)
+        self._environment = {**environment_of(server, settings, options, url), **(environment or {})}
         self._arguments = ["-n", self.name, "-P", pool, "-c", str(concurrency), "-Q", ",".join(queues), *arguments]
         if not neighbours:
             self._arguments += ["--without-mingle", "--without-gossip"]

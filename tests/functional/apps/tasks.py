@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -253,6 +254,26 @@ def die_retried(self: Task, at: str) -> Any:
     if note(at) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return "alive"
+
+
+@task("hoard")
+def hoard(self: Task, at: str, killed: bool) -> None:
+    """Takes memory until there is no more, some tens of megabytes. Then it fails, or is killed as the kernel would."""
+    note(at)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (has + 50_000_000, hard))
+    taken = []
+    try:
+        while True:
+            taken.append(bytearray(5_000_000))
+    except MemoryError:
+        if killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        taken.clear()
+        raise
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @task("leave")
