@@ -167,7 +167,7 @@ def attempts(run: Run) -> None:
     assert [trace.splitlines()[-1] for trace in run.job.stack] == ["ValueError: not yet 1", "ValueError: not yet 2"]
 
 
-@row("boom_until", AT, 9, bullmq={"attempts": 2, "backoff": {"type": "exponential", "delay": 300}})
+@row("boom_until", AT, 9, bullmq={"attempts": 2, "backoff": {"type": "exponential", "delay": 2000}})
 def attempts_used_up(run: Run) -> None:
     run.job.wait_for("failed", timeout=TIMEOUT_S)
     assert run.job.history == ["added", "waiting", "active", "delayed", "waiting", "active", "failed", "retries-exhausted"]
@@ -177,7 +177,7 @@ def attempts_used_up(run: Run) -> None:
     # The delay counts from the worker's clock before the script, the events from the server's in it.
     (first, _), (second, _) = _events(run.job, "active")
     ((_, delayed),) = _events(run.job, "delayed")
-    assert first + 300 <= int(delayed["delay"]) <= second
+    assert first + 2000 <= int(delayed["delay"]) <= second
 
 
 def _events(job: Job, name: str) -> list[tuple[int, dict[str, str]]]:
@@ -202,20 +202,22 @@ def retried(run: Run) -> None:
     """It is the same job, and each try is an attempt of it."""
     run.job.wait_for("completed", timeout=TIMEOUT_S)
     assert run.job.returnvalue == {"retries": 2, "id": run.job.id}
-    assert run.job.history == ["added", "waiting", *("active", "delayed", "waiting") * 2, "active", "completed"]
+    assert _without_delays(run.job) == ["added", "waiting", *("active", "waiting") * 2, "active", "completed"]
     assert run.job.attempts_made == run.job.attempts_started == 3
     assert run.job.reason == "KeyError: 'try 1'"
     assert [trace.splitlines()[-1] for trace in run.job.stack] == ["KeyError: 'try 0'", "KeyError: 'try 1'"]
+
+
+def _without_delays(job: Job) -> list[str]:
+    """A retry that is due by the time it is published, on a busy machine, waits at once; `attempts_used_up` has one that is not."""
+    return [event for event in job.history if event != "delayed"]
 
 
 @row("again_plainly", 1)
 def retried_at_once(run: Run) -> None:
     run.job.wait_for("completed", timeout=TIMEOUT_S)
     assert run.job.returnvalue == 1
-    assert run.job.history in (
-        ["added", "waiting", "active", "waiting", "active", "completed"],
-        ["added", "waiting", "active", "delayed", "waiting", "active", "completed"],
-    )
+    assert _without_delays(run.job) == ["added", "waiting", "active", "waiting", "active", "completed"]
     assert run.job.attempts_made == 2
 
 
@@ -231,7 +233,7 @@ def retried_without_throwing(run: Run) -> None:
 def retried_for_autoretry(run: Run) -> None:
     run.job.wait_for("completed", timeout=TIMEOUT_S)
     assert run.job.returnvalue == 2
-    assert run.job.history == ["added", "waiting", *("active", "delayed", "waiting") * 2, "active", "completed"]
+    assert _without_delays(run.job) == ["added", "waiting", *("active", "waiting") * 2, "active", "completed"]
 
 
 @row("auto", AT, 9)
@@ -372,7 +374,7 @@ def child_killed_with_retry_on_worker_lost(run: Run) -> None:
     """The worker's main process publishes the retry: still the same job."""
     run.job.wait_for("completed", timeout=TIMEOUT_S)
     assert run.job.returnvalue == "alive"
-    assert run.job.history == ["added", "waiting", "active", "delayed", "waiting", "active", "completed"]
+    assert _without_delays(run.job) == ["added", "waiting", "active", "waiting", "active", "completed"]
     assert run.job.attempts_made == 2
 
 
