@@ -35,6 +35,7 @@ from celery.canvas import maybe_signature
 from celery.exceptions import ChordError
 from celery.exceptions import TimeoutError as ResultTimeoutError
 from celery.result import GroupResult, allow_join_result
+from celery.signals import after_task_publish
 from celery.utils.functional import _regen
 from kombu import Connection
 from kombu.utils.encoding import bytes_to_str
@@ -104,6 +105,7 @@ class Backend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         self.group_keyprefix = self.results.group_key("")
         self.task_keyprefix = self.results.channel("")
         self._hints = LRUCache(limit=HINTS)
+        after_task_publish.connect(self._note_queue)
         self.result_consumer = ResultConsumer(self, self.app, self.accept, self._pending_results, self._pending_messages)
 
     def as_uri(self, include_password: bool = False) -> str:
@@ -171,6 +173,12 @@ class Backend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         self.result_consumer.cancel_for(task_id)
 
     # -- what is known of a task --------------------------------------------------------------------------------------------
+
+    def _note_queue(self, headers: Any = None, routing_key: Any = None, **kwargs: Any) -> None:
+        """What this process has sent need not be looked for in all queues: a routing key is mostly the queue's name."""
+        task_id = headers.get("id") if isinstance(headers, dict) else None
+        if task_id and routing_key and ":" not in routing_key:
+            self._hints[task_id] = routing_key
 
     def look_up(self, task_ids: Sequence[str], ends: bool = False) -> tuple[list[Known], dict[str, str]]:
         """See Results.look_up; remembers where the jobs are."""

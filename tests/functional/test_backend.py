@@ -537,6 +537,20 @@ def test_many_threads_wait_on_one_backend(app_of: AppOf, queue: str) -> None:
     assert [got for _, got in waits] == [[one * 2] for one in range(20)]
 
 
+def test_a_result_of_ones_own_task_is_not_looked_for_in_all_queues(app_of: AppOf, redis_client: redis.Redis, queue_name: str) -> None:
+    app = app_of(broker_transport_options={"prefix": queue_name})
+    redis_client.sadd(f"{queue_name}::kombu:queues", *(f"other-{number}" for number in range(500)))
+
+    def looks() -> int:
+        stats: Any = redis_client.info("commandstats")
+        return int(stats["cmdstat_hmget"]["calls"])
+
+    sent = [app.send_task("echo", queue=queue_name) for _ in range(10)]
+    before = looks()
+    assert {result.state for result in sent} == {"PENDING"}
+    assert looks() - before < 100
+
+
 def test_through_a_unix_socket(server: Server, app_of: AppOf, queue: str) -> None:
     app = app_of(server.unix_url)
     app.conf.task_default_queue = queue
