@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from bullmq_kombu import scripts
 from bullmq_kombu.bindings import FANOUT_KEPT_MS, Binding, Bindings, pack
-from bullmq_kombu.connection import Server
+from bullmq_kombu.connection import Server, ServerNotReady
 from bullmq_kombu.keys import KombuKeys
 
 #: How long such a queue is kept when nobody uses it and it does not say for how long, ms.
@@ -25,6 +26,10 @@ UNDECLARED_KEPT_MS = 300_000
 KNOWN_FOR_S = 60.0
 #: The same for the queues of jobs that a broadcast exchange leads to, s.
 BOUND_FOR_S = 1.0
+
+
+#: When it is tried again to keep them where the server could not be written to, s.
+AFTER_REFUSAL_S = 1.0
 
 
 class Pushed(NamedTuple):
@@ -133,6 +138,12 @@ class TransientQueues:
             return
         kept = {queue: kept for queue, kept in self._kept.items() if queue not in self.broadcasts}
         self._touch_at = time.monotonic() + min((FANOUT_KEPT_MS, *kept.values())) / 3000
+        try:
+            self._touch(kept, now)
+        except ServerNotReady:
+            self._touch_at = time.monotonic() + AFTER_REFUSAL_S  # there is time left, and nothing else is wrong with the connection
+
+    def _touch(self, kept: Mapping[str, int], now: int) -> None:
         for exchange in {exchange for exchange, _ in self.broadcasts.values()}:
             self._bindings.is_fanout(exchange)
         if not kept:

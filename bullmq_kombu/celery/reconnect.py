@@ -17,12 +17,15 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
+from bullmq_kombu.connection import ServerNotReady
 from bullmq_kombu.errors import BadInput
 from bullmq_kombu.leases import all_leases
 from bullmq_kombu.patience import reconnect_delay_s
 
 #: How long a shutdown may go unnoticed during a pause, s.
 SLICE_S = 0.1
+#: A refusal so long after the one before, or after the pause for it, is another trouble, s.
+SAME_TROUBLE_S = 5.0
 
 _MAX_RETRIES = "broker_connection_max_retries"
 
@@ -44,6 +47,29 @@ def reconnect_patiently(consumer: Any) -> None:
             del connection.ensure_connection
 
     consumer.ensure_connected = patiently
+    _pause_where_refused(consumer)
+
+
+def _pause_where_refused(consumer: Any) -> None:
+    """A server that lets us in and then refuses, as one without memory does when queues are declared, is not asked again at once."""
+    from celery.worker.state import maybe_shutdown
+
+    lost = consumer.on_connection_error_after_connected
+    refusals, until = 0, 0.0
+
+    def on_lost(error: Exception) -> None:
+        nonlocal refusals, until
+        lost(error)
+        if not isinstance(error, ServerNotReady):
+            return
+        is_next = time.monotonic() < until + SAME_TROUBLE_S
+        refusals = refusals + 1 if is_next else 0
+        # The first time there may be another server already.
+        pause = reconnect_delay_s(refusals) if refusals else 0.0
+        until = time.monotonic() + pause
+        _pause(pause, maybe_shutdown)
+
+    consumer.on_connection_error_after_connected = on_lost
 
 
 def _connect(connection: Any, errback: Callable[[Exception, float], Any], limit: int | None, callback: Callable[[], Any] | None) -> None:

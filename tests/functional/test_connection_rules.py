@@ -129,6 +129,21 @@ def test_out_of_memory_is_said_clearly() -> None:
 # -- consumers do not ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_server_that_lets_a_worker_in_and_refuses_is_not_asked_all_the_time(worker: WorkerOf, queue_name: str) -> None:
+    """One without memory: a connection is made, what the worker then declares is not."""
+    with Server() as server, server.client() as client, app_of(server.url) as app:
+        one = worker(on=server)
+        client.config_set("maxmemory", 1)
+        client.client_kill_filter(_type="normal", skipme=True)
+        wait_until(lambda: one.log.count("Connection to broker lost") >= 3, 20, "the worker to have been refused twice")
+        began = time.monotonic()
+        wait_until(lambda: one.log.count("Connection to broker lost") >= 5, 20, "and twice again")
+        assert time.monotonic() - began > 1.0
+        client.config_set("maxmemory", 0)
+        app.send_task("echo", queue=queue_name)
+        wait_until(lambda: "succeeded" in one.log, 20, "the worker to work again")
+
+
 def test_the_pauses_are_those_of_bullmq() -> None:
     pauses = [reconnect_delay_s(failures) for failures in range(1, 14)]
     assert pauses[:6] == [1.0] * 6
