@@ -63,16 +63,17 @@ class TlsServer(Server):
 class _Sentinel(Server):
     """One Sentinel that watches `master` under the name `mymaster`."""
 
-    def __init__(self, master: Server, password: str | None = None) -> None:
+    def __init__(self, master: Server, password: str | None, patience_ms: int) -> None:
         super().__init__(password=password)
         self._master = master
+        self._patience_ms = patience_ms
 
     def _arguments(self) -> list[str]:
         master = self._master
         lines = [
             f"port {self.port}", f"bind {self.host}", f"dir {self.directory}",
             f"sentinel monitor mymaster {master.host} {master.port} 2",
-            "sentinel down-after-milliseconds mymaster 1000",
+            f"sentinel down-after-milliseconds mymaster {self._patience_ms}",
             "sentinel failover-timeout mymaster 10000",
         ]  # fmt: skip
         if master.password:
@@ -85,9 +86,13 @@ class _Sentinel(Server):
 
 
 class Sentinels:
-    """A master, a replica and three Sentinels. `password` is Redis', `sentinel_password` the Sentinels' own."""
+    """A master, a replica and three Sentinels. `password` is Redis', `sentinel_password` the Sentinels' own.
 
-    def __init__(self, *, password: str | None = None, sentinel_password: str | None = None) -> None:
+    :param patience_ms: after so long without an answer a Sentinel takes a server for dead.
+    """
+
+    def __init__(self, *, password: str | None = None, sentinel_password: str | None = None, patience_ms: int = 1000) -> None:
+        self._patience_ms = patience_ms
         self.master = Server(appendonly=True, password=password)
         self._sentinel_password = sentinel_password
         self._password = password
@@ -102,7 +107,7 @@ class Sentinels:
                 with self.master.client() as client:
                     client.config_set("masterauth", self._password)
             self.replica = enter(Server(appendonly=True, password=self._password, extra=self._as_replica()))
-            self.sentinels = [enter(_Sentinel(self.master, self._sentinel_password)) for _ in range(3)]
+            self.sentinels = [enter(_Sentinel(self.master, self._sentinel_password, self._patience_ms)) for _ in range(3)]
             for one in self.sentinels:
                 wait_until(lambda one=one: self._knows_all(one), FAILOVER_TIMEOUT_S, "the sentinels to know each other and the replica")
         except BaseException:
@@ -133,9 +138,12 @@ class Sentinels:
         credentials = f":{self._password}@" if self._password else ""
         return ";".join(f"bullmq+sentinel://{credentials}{one.host}:{one.port}/0" for one in self.sentinels)
 
-    def fail_over(self) -> None:
-        """The master is gone; returns when the replica has taken over, which is `master` from then on."""
+    def fail_over(self, *, at_once: bool = False) -> None:
+        """The master is gone; returns when the replica is `master`. `at_once`: the Sentinels are told, and need not find out."""
         self.master.kill()
+        if at_once:
+            with self.sentinels[0].client() as client:
+                client.execute_command("SENTINEL", "FAILOVER", "mymaster")
         wait_until(lambda: self._role(self.replica) == "master", FAILOVER_TIMEOUT_S, "the replica to be promoted")
         self.master, self.replica = self.replica, self.master
 

@@ -183,7 +183,8 @@ class SentinelArena(Arena):
     options: Mapping[str, Any] = {**Arena.options, "master_name": "mymaster"}
 
     def _open(self) -> None:
-        self.sentinels = self._stack.enter_context(Sentinels())
+        # On a busy machine a master may be silent for a second. One that is replaced while it goes on loses what it is told then.
+        self.sentinels = self._stack.enter_context(Sentinels(patience_ms=20_000))
         self.url = self.sentinels.url
 
     @property

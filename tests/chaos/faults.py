@@ -105,12 +105,14 @@ class _Faults:
     @contextlib.contextmanager
     def loading(arena: Arena, lasting: float) -> Iterator[None]:
         with arena.server.client() as client:
-            for number in range(100):
-                client.hset("filler", str(number), "x" * 1000)
+            client.mset({f"filler:{number}": "x" * 1000 for number in range(100)})
+            # The file then has the keys, and not every command there has been.
+            client.bgrewriteaof()
+            wait_until(lambda: not client.info("persistence")["aof_rewrite_in_progress"], what="the append-only file to be short")
+            each_us = int(lasting * 1_000_000 / client.dbsize())
         arena.server.stop()
         usual = arena.server.extra
-        # Each command of the append-only file takes its time.
-        arena.server.extra = (*usual, "--key-load-delay", str(int(lasting * 10_000)), "--loading-process-events-interval-bytes", "1024")
+        arena.server.extra = (*usual, "--key-load-delay", str(each_us), "--loading-process-events-interval-bytes", "1024")
         yield
         arena.server.start()
         arena.server.extra = usual
@@ -297,7 +299,7 @@ class _Faults:
     def failover(arena: SentinelArena, lasting: float) -> Iterator[None]:
         arena.sentinels.catch_up()
         yield
-        arena.sentinels.fail_over()
+        arena.sentinels.fail_over(at_once=True)
         arena.sentinels.heal()
 
     @staticmethod
