@@ -373,6 +373,7 @@ class Channel(virtual.Channel):
         """One turn of an event loop: takes and delivers for a moment. Returns in how many seconds to come back, 0 for at once; None
         where that is left to what `intake` waits for."""
         self._owner = threading.get_ident()
+        self.leases.speak()
         self.transient.touch(now_ms())
         until = time.monotonic() + TURN_S
         delivered = False

@@ -157,6 +157,7 @@ class Intake:
     def fetch(self) -> bool:
         """Takes what is there and may be held, and waits for the answer; True if anything came."""
         before = len(self._ready)
+        self._leases.speak()
         try:
             self._fetch_lists()
             if self._flight is not None or self._ask(self._wanted()):

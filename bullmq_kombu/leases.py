@@ -33,7 +33,7 @@ from bullmq_kombu.errors import job_error, shown
 from bullmq_kombu.options import Options
 from bullmq_kombu.scripts import Ending, Worker
 
-logger = logging.getLogger(__name__)
+logger = native.Logger(logging.getLogger(__name__))
 
 #: The end of a job that nothing else carries is sent at the latest after this time.
 SEND_WITHIN_S = 0.01
@@ -168,6 +168,10 @@ class Leases:
         delivery = self._held.get(tag)
         return delivery is not None and delivery.started
 
+    def speak(self) -> None:
+        """For the thread of an event loop, now and then: says what the thread that keeps the locks could not."""
+        logger.speak()
+
     def drop(self, delivery: Delivery) -> None:
         self._held.pop(delivery.tag, None)
 
@@ -249,7 +253,7 @@ class Leases:
             elif ending.what == "limit":
                 self._limited.pop(delivery.base, None)
             elif code not in (0, -1, -2, -6):
-                logger.warning("job not %s: %s", ending.what, shown(job_error(code, ending.what, delivery.id)))
+                logger.say(logging.WARNING, "job not %s: %s", ending.what, shown(job_error(code, ending.what, delivery.id)))
 
     def _lock_again(self, server: Server) -> None:
         """The locks have expired, in an outage perhaps: where nobody else has the jobs, they still end as they did here."""
@@ -317,15 +321,15 @@ class Leases:
             try:
                 pause = self._turn()
                 if failing:
-                    logger.info("Redis answers again at %s", self._server.address.where)
+                    logger.say(logging.INFO, "Redis answers again at %s", self._server.address.where)
                 failing = False
             except LOST as error:
                 if not failing:
-                    logger.warning("locks and results wait for Redis at %s: %s", self._server.address.where, error)
+                    logger.say(logging.WARNING, "locks and results wait for Redis at %s: %s", self._server.address.where, error)
                 failing = True
                 pause = AFTER_ERROR_S
-            except Exception:
-                logger.exception("unexpected error while keeping jobs")
+            except Exception as error:
+                logger.say(logging.ERROR, "unexpected error while keeping jobs", error=error)
                 pause = AFTER_ERROR_S
             self._dozing = True
             if self._sending_since is None or failing:
@@ -375,14 +379,15 @@ class Leases:
                 delivery.renewed = now
                 if index in lost and not delivery.settled and delivery.tag in self._held:
                     # Finished elsewhere, or taken over after a stall: its end will be refused by the token.
-                    logger.warning("could not renew lock for job %s", shown(delivery.id))
+                    logger.say(logging.WARNING, "could not renew lock for job %s", shown(delivery.id))
                     delivery.renewed = now + 3600
 
     def _recall(self, now: float) -> None:
         astray = dict(self._astray)
         bases = sorted({base for found, _ in astray.values() for base in found})
         for base, job_id, fields in scripts.recall(self._server, bases, list(astray)):
-            logger.info("job %s of %s was taken by a call whose answer was lost, and waits again", shown(job_id), base.rstrip(":"))
+            text = "job %s of %s was taken by a call whose answer was lost, and waits again"
+            logger.say(logging.INFO, text, shown(job_id), base.rstrip(":"))
             self._astray.pop(fields["token"], None)
         # A server that hung, or a slow network, may yet carry out what was sent.
         self._next_recall = now + self.options.renew_after
@@ -397,7 +402,7 @@ class Leases:
         options = self.options
         moved, again = scripts.recover(self._server, bases, now_ms(), options.max_stalled_count, options.stalled_ms)
         for base, job_id in moved:
-            logger.warning("job %s of %s stalled and waits again", shown(job_id), base.rstrip(":"))
+            logger.say(logging.WARNING, "job %s of %s stalled and waits again", shown(job_id), base.rstrip(":"))
         # When it is time, and not before, but for queues whose checks are due at many different times.
         return max(again / 1000, options.stalled_interval / CHECKS_PER_INTERVAL) + AFTER_EXPIRY_S
 
@@ -460,9 +465,10 @@ def _settle_at_exit() -> None:
         try:
             leases.send(server)
         except LOST as error:
-            logger.warning("ends of jobs were not sent to Redis at exit: %s", error)
+            logger.say(logging.WARNING, "ends of jobs were not sent to Redis at exit: %s", error)
         finally:
             server.close()
+    logger.speak()
 
 
 atexit.register(_settle_at_exit)

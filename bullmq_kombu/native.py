@@ -8,13 +8,17 @@ thread has a loop of its own.
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import select
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+#: How many lines of the log are kept at most until an event loop has time for them.
+UNSAID = 1000
 #: gevent and eventlet may take it away from `select`, and it is the same everywhere.
 POLLIN = 1
 
@@ -52,6 +56,30 @@ def start_thread(run: Callable[[], None], name: str) -> None:
 def new_lock() -> Any:
     """For what is done in no time, since it may stop a whole event loop."""
     return _original(_thread, "allocate_lock")()
+
+
+class Logger:
+    """What threads of ours have to say. `logging` has locks that belong to the event loop where there is one: eventlet never wakes another
+    thread that waits for one. There it is kept until the loop comes by to say it."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._unsaid: deque[tuple[int, str, tuple[Any, ...], BaseException | None]] = deque(maxlen=UNSAID)
+
+    def say(self, level: int, text: str, *args: Any, error: BaseException | None = None) -> None:
+        if is_green():
+            self._unsaid.append((level, text, args, error))
+        else:
+            self._logger.log(level, text, *args, exc_info=error)
+
+    def speak(self) -> None:
+        """For the loop's own thread."""
+        while self._unsaid:
+            try:
+                level, text, args, error = self._unsaid.popleft()
+            except IndexError:
+                return  # another loop has come by
+            self._logger.log(level, text, *args, exc_info=error)
 
 
 class Bell:

@@ -4,6 +4,7 @@ is away."""
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,3 +111,24 @@ def test_a_task_goes_on_while_redis_is_away_for_longer_than_its_lock(worker: Wor
         assert len(Path(f"{at}.runs").read_text().splitlines()) == 1
         assert one.process is not None
         assert one.process.poll() is None
+
+
+@pytest.mark.parametrize("pool", ["gevent", "eventlet"])
+def test_locks_are_kept_while_nothing_can_be_logged(
+    server: Server, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str
+) -> None:
+    """The lock that keeps the lines of the log apart belongs to the event loop: another thread that waits for it is not woken."""
+    one = worker(pool=pool, concurrency=2, options={"lock_duration": 1.0, "stalled_interval": 60.0})
+    at, log = tmp_path / "at", tmp_path / "log"
+    with Celery("sender", broker=server.url) as app:
+        kept, lost = (job(app.send_task(task, args=[str(path)], queue=queue_name).id) for task, path in (("hold", at), ("hold_log", log)))
+    kept.wait_until(lambda _: Path(f"{at}.runs").exists() and Path(f"{log}.runs").exists(), "the tasks to begin")
+    kept.client.set(f"{lost.key}:lock", "somebody else's")  # there is something to be said of this
+    until = time.monotonic() + 2.5
+    kept.wait_until(lambda job: job.is_locked and time.monotonic() > until, "the lock to be kept for longer than it lasts")
+    kept.client.delete(f"{lost.key}:lock")
+    for path in (at, log):
+        Path(f"{path}.go").touch()
+    kept.wait_for("completed")
+    lost.wait_for("completed")
+    lost.wait_until(lambda _: f"could not renew lock for job {lost.id}" in one.log, "the loss to be logged")

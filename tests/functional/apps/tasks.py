@@ -7,6 +7,7 @@ test chooses, so that it works while Redis does not: a line in `<at>.runs` for e
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import signal
@@ -92,6 +93,20 @@ def hold(self: Task, at: str, value: Any = None) -> Any:
     note(at)
     wait(at)
     return value
+
+
+@task("hold_log")
+def hold_log(self: Task, at: str) -> None:
+    """Whoever has anything to log meanwhile waits."""
+    handlers = [one for one in (*logging.getLogger().handlers, *logging.getLogger("celery").handlers) if one.lock is not None]
+    for handler in handlers:
+        handler.acquire()
+    try:
+        note(at)
+        wait(at)
+    finally:
+        for handler in handlers:
+            handler.release()
 
 
 @task("last")
