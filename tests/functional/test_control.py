@@ -252,6 +252,6 @@ def test_reply_to_somebody_who_is_gone(server: Server, redis_client: redis.Redis
             app.control.broadcast("ping", destination=[one.name], reply=True, timeout=0.0)
         # No limit: Kombu counts late replies towards it.
         wait_until(lambda: app.control.inspect([one.name], timeout=1.0).ping(), what="an answer")
-    for key in redis_client.scan_iter("*reply*"):
+    for key in redis_client.scan_iter("bull:*reply*"):
         assert "::kombu:" in key
         assert redis_client.pttl(key) > 0, key
