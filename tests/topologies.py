@@ -85,6 +85,28 @@ class _Sentinel(Server):
         return [str(file), "--sentinel"]
 
 
+class TlsSentinel(_Sentinel):
+    """One that speaks TLS with its master, and on `tls_port` with whoever asks."""
+
+    def __init__(self, master: TlsServer, certificates: Certificates, password: str) -> None:
+        super().__init__(master, password, 1000)
+        self.tls_port = free_port()
+        self._certificates = certificates
+
+    def _arguments(self) -> list[str]:
+        master, certificates = self._master, self._certificates
+        assert isinstance(master, TlsServer)
+        arguments = super()._arguments()
+        file = Path(arguments[0])
+        monitored = file.read_text().replace(f"{master.host} {master.port} 2", f"{master.host} {master.tls_port} 1")
+        tls = [
+            f"tls-port {self.tls_port}", f"tls-cert-file {certificates.server}", f"tls-key-file {certificates.server_key}",
+            f"tls-ca-cert-file {certificates.ca}", "tls-auth-clients no", "tls-replication yes",
+        ]  # fmt: skip
+        file.write_text("\n".join([*tls, monitored]))
+        return arguments
+
+
 class Sentinels:
     """A master, a replica and three Sentinels. `password` is Redis', `sentinel_password` the Sentinels' own.
 

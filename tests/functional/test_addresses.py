@@ -17,7 +17,7 @@ from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from servers import Server
-from topologies import Certificates, Cluster, Sentinels, TlsServer
+from topologies import Certificates, Cluster, Sentinels, TlsSentinel, TlsServer
 from waiting import wait_until
 from worker import Worker
 
@@ -273,6 +273,17 @@ def test_sentinel_with_passwords_and_a_failover(worker: WorkerOf, queue_name: st
         wait_until(lambda: one.log.count("Connected to bullmq") >= 2, 15, "the worker to find the new master")
         answers(sentinels.url, queue_name, options=options)
         assert "spw" not in one.log
+
+
+def test_sentinel_over_tls_with_a_password_of_its_own(tls: TlsServer, certificates: Certificates) -> None:
+    with TlsSentinel(tls, certificates, "spw") as sentinel, sentinel.client() as client:
+        wait_until(lambda: "disconnected" not in client.sentinel_masters()["mymaster"]["flags"], what="the sentinel to know its master")
+        url = f"bullmq+sentinels://:pw@{sentinel.host}:{sentinel.tls_port}/0"
+        options = {"master_name": "mymaster", "sentinel_kwargs": {"password": "spw"}}
+        round_trip(f"{url}?ssl_ca_certs={certificates.ca}", options)
+        refused(url, options)  # whom the certificate tells nothing
+        wrong = {**options, "sentinel_kwargs": {"password": "s3cret"}}
+        assert "s3cret" not in str(refused(f"{url}?ssl_ca_certs={certificates.ca}", wrong))
 
 
 def test_sentinel_needs_the_name_of_the_master() -> None:

@@ -60,6 +60,7 @@ NO_JSON = "ValueError: the data of this job is not JSON"
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "no such task": ({"name": "nobody.knows"}, "NotRegistered: nobody.knows"),
     "no name": ({"name": None}, "NotRegistered: "),
+    "a name that is a format": ({"name": "%s %(x)d {0.__class__} %n"}, "NotRegistered: %s %(x)d {0.__class__} %n"),
     "an empty name": ({"name": ""}, "NotRegistered: "),
     "an argument too many": ({"name": "two", "data": "[1, 2, 3]"}, "TypeError: two() takes from 2 to 3 positional arguments"),
     "an argument too few": ({"name": "two", "data": "{}"}, "TypeError: two() missing 1 required positional argument: 'a'"),
