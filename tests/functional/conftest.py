@@ -49,7 +49,8 @@ def job(redis_client: redis.Redis, queue_name: str) -> JobOf:
 
 @pytest.fixture
 def worker(server: Server, tmp_path: Path, queue_name: str, request: pytest.FixtureRequest) -> Iterator[WorkerOf]:
-    """`worker(pool=…)`: starts a worker of the test's queue, which is stopped when the test is over; its log is shown if that failed."""
+    """`worker(pool=…)`: starts a worker of the test's queue, which is killed when the test is over, for stopping one takes seconds; its log
+    is shown if that failed."""
     started: list[Worker] = []
 
     def start(*queues: str, wait: bool = True, on: Server | None = None, **options: Any) -> Worker:
@@ -59,7 +60,7 @@ def worker(server: Server, tmp_path: Path, queue_name: str, request: pytest.Fixt
 
     yield start
     for one in started:
-        one.stop()
+        one.kill()
         one.show()
 
 

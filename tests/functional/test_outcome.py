@@ -63,7 +63,7 @@ def row(task: str, *args: Any, pools: tuple[str, ...] = POOLS, **options: Any) -
 # -- running ---------------------------------------------------------------------------------------------------------------
 
 
-@row("last", 2.5)
+@row("last", 3.0)
 def running_for_longer_than_the_lock(run: Run) -> None:
     """`active`, the lock kept, processed by the worker's host name; the promise of an early acknowledgement is there, and goes."""
     run.job.wait_for("active", "completed", timeout=TIMEOUT_S)
@@ -197,7 +197,7 @@ def unrecoverable(run: Run) -> None:
 # -- retry, replace ----------------------------------------------------------------------------------------------------------
 
 
-@row("again", 2)
+@row("again", 2, 1.5)  # s; longer than a process that has just begun takes to publish
 def retried(run: Run) -> None:
     """It is the same job, and each try is an attempt of it."""
     run.job.wait_for("completed", timeout=TIMEOUT_S)
@@ -395,7 +395,7 @@ class Pool:
     def __init__(self, server: Server, folder: Path, app: Celery, pool: str) -> None:
         self.queue = f"q-{pool}-{secrets.token_hex(4)}"
         # Looking for stalled jobs must not be what keeps the locks.
-        options = {"stalled_interval": 2.5}
+        options = {"lock_duration": 2.0, "stalled_interval": 5.0}
         self.worker = Worker(server, folder, [self.queue], pool=pool, concurrency=1 if pool == "solo" else 4, options=options)
         self._client = server.client()
         self._folder = folder

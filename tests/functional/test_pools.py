@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -18,9 +19,7 @@ from test_prefetch import active, most_held
 from waiting import wait_until
 from worker import APPS, Worker, environment_of
 
-START_METHODS = ["fork", "spawn"] if "pool_start_method" in NAMESPACES["worker"] else ["fork"]
-"""What this Celery's prefork pool knows."""
-
+needs_start_methods = pytest.mark.skipif("pool_start_method" not in NAMESPACES["worker"], reason="this Celery's pool only forks")
 needs_soft_shutdown = pytest.mark.skipif("soft_shutdown_timeout" not in NAMESPACES["worker"], reason="Celery 5.5 brought soft shutdown")
 
 
@@ -46,10 +45,12 @@ def size_of(app: Celery, worker: Worker) -> int:
 def test_autoscale(
     app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    """The pool grows as long as there is work, up to the limit, and shrinks when there is none; the limit counts what is held."""
+    """The pool grows as long as there is work, up to the limit, and shrinks when there is none; the limit counts what is held, whenever
+    it is acknowledged."""
     monkeypatch.setenv("AUTOSCALE_KEEPALIVE", "1")
     ats = [tmp_path / f"it-{n}" for n in range(8)]
-    sent = [job(app.send_task("hold", args=[str(at)], queue=queue_name).id) for at in ats]
+    names = ["hold", "hold.late"] * 4
+    sent = [job(app.send_task(name, args=[str(at)], queue=queue_name).id) for name, at in zip(names, ats, strict=True)]
     one = worker(arguments=["--autoscale=4,1"], settings={"worker_prefetch_multiplier": 1})
     wait_until(lambda: sum(len(runs(at)) for at in ats) == 4, what="four to run at once")
     assert active(sent[0].client, queue_name) == 4
@@ -58,7 +59,7 @@ def test_autoscale(
     for each in sent:
         each.wait_for("completed")
     wait_until(lambda: size_of(app, one) == 1, 20.0, "the pool to shrink")
-    again = [job(app.send_task("echo", args=[n], queue=queue_name).id) for n in range(20)]
+    again = [job(app.send_task(name, args=[n], queue=queue_name).id) for n, name in enumerate(["echo", "echo.late"] * 10)]
     for each in again:
         each.wait_for("completed")
     assert [len(runs(at)) for at in ats] == [1] * 8
@@ -75,30 +76,31 @@ def test_processes_are_replaced(
     """A process that has had its share ends after a task, before the next: nothing is lost with it, nothing runs twice."""
     at = tmp_path / "it"
     go(at)
-    names = ["hold", "hold.late"] * 4
+    names = ["hold", "hold.late"] * 3
     sent = [job(app.send_task(name, args=[str(at)], kwargs={"value": n}, queue=queue_name).id) for n, name in enumerate(names)]
     worker(concurrency=2, settings={**limit, "worker_prefetch_multiplier": 2})
     for n, each in enumerate(sent):
         assert each.wait_for("completed").returnvalue == n
         assert each.history == ["added", "waiting", "active", "completed"]
     pids = runs(at)
-    assert len(pids) == 8
+    assert len(pids) == 6
     most = limit.get("worker_max_tasks_per_child", 1)  # more memory than one KiB has every process after its first task
     assert max(pids.count(pid) for pid in pids) <= most
     assert most_held(sent[0].client, queue_name) <= 4
 
 
-@pytest.mark.parametrize("method", START_METHODS)
-def test_start_method(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, method: str) -> None:
-    """A process that is not its worker's fork tells BullMQ the same: values, failures, further runs, and what becomes of a lost process."""
-    settings = {"worker_pool_start_method": method} if len(START_METHODS) > 1 else {}
+@needs_start_methods
+def test_spawned_processes(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path) -> None:
+    """A process that is not its worker's fork, as those of all other tests are, tells BullMQ the same: values, failures, further runs, and
+    what becomes of a lost process."""
     at = tmp_path / "it"
     echo = job(app.send_task("echo", args=[{"a": 1}], queue=queue_name).id)
     late = job(app.send_task("echo.late", args=["late"], queue=queue_name).id)
     boom = job(app.send_task("boom", queue=queue_name).id)
     again = job(app.send_task("again", args=[2], kwargs={"countdown": 0}, queue=queue_name).id)
     lost = job(app.send_task("die_requeued.late", args=[str(at)], queue=queue_name).id)
-    worker(concurrency=2, settings=settings)
+    # How long after its process what a task had to say may still come, s.
+    worker(concurrency=2, settings={"worker_pool_start_method": "spawn", "worker_lost_wait": 1.0})
     assert echo.wait_for("completed").returnvalue == {"a": 1}
     assert late.wait_for("completed").returnvalue == "late"
     assert boom.wait_for("failed").reason == "ValueError: the message"
@@ -111,34 +113,29 @@ def test_start_method(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str
 
 
 @needs_soft_shutdown
-@pytest.mark.parametrize("is_late", [False, True], ids=["early", "late"])
-def test_soft_shutdown(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, is_late: bool) -> None:
+def test_soft_shutdown(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path) -> None:
     """What is not done within the time given is as with a cold shutdown; what was in hand, not begun, is back in its order when the worker
     is gone, not when its locks have expired."""
-    suffix, at = ".late" if is_late else "", tmp_path / "it"
-    running = job(app.send_task(f"hold{suffix}", args=[str(at)], queue=queue_name).id)
-    behind = [job(app.send_task(f"echo{suffix}", args=[n], queue=queue_name).id) for n in range(5)]
-    settings = {"worker_prefetch_multiplier": 4, "worker_soft_shutdown_timeout": 1.5}
-    one = worker(concurrency=1, settings=settings, options={"lock_duration": 30.0, "stalled_interval": 30.0})
-    wait_until(lambda: len(runs(at)) == 1, what="it to run")
-    wait_until(lambda: active(running.client, queue_name) == 4, what="three more to be in hand")
-    wait_until(lambda: _knows(app, one), what="the worker to know that the task runs")
+    ats = {name: tmp_path / name for name in ("hold", "hold.late")}
+    early, late = (job(app.send_task(name, args=[str(at)], queue=queue_name).id) for name, at in ats.items())
+    behind = [job(app.send_task(name, args=[n], queue=queue_name).id) for n, name in enumerate(["echo", "echo.late"] * 3)]
+    settings = {"worker_prefetch_multiplier": 3, "worker_soft_shutdown_timeout": 1.0}
+    one = worker(settings=settings, options={"lock_duration": 30.0, "stalled_interval": 30.0})
+    wait_until(lambda: active(early.client, queue_name) == 6, what="two to run and four more to be in hand")
+    wait_until(lambda: _knows(app, one, 2), what="the worker to know that both run")
     one.signal(signal.SIGQUIT)
     wait_until(lambda: "Initiating Soft Shutdown" in one.log, what="the soft shutdown to begin")
     one.wait()
-    assert running.state == ("waiting" if is_late else "failed")
-    waiting = list(reversed(jobs_of(running.client, queue_name, "wait")))
-    assert [each for each in waiting if each != running.id] == [each.id for each in behind]
-    assert not any(each.is_locked for each in (running, *behind))
-    assert [each.attempts_made for each in behind] == [0] * 5
-    go(at)
-    worker(concurrency=1)
-    for each in (*behind, *([running] if is_late else [])):
-        each.wait_for("completed")
-    assert len(runs(at)) == 1 + is_late
+    assert early.state == "failed"
+    assert late.state == "waiting"
+    waiting = list(reversed(jobs_of(early.client, queue_name, "wait")))
+    assert [each for each in waiting if each != late.id] == [each.id for each in behind]
+    assert not any(each.is_locked for each in (early, late, *behind))
+    assert [each.attempts_made for each in (late, *behind)] == [0] * 7
+    assert [len(runs(at)) for at in ats.values()] == [1, 1]
 
 
-def _knows(app: Celery, worker: Worker, many: int = 1) -> bool:
+def _knows(app: Celery, worker: Worker, many: int) -> bool:
     """Whether the worker has heard from its pool that so many tasks have begun."""
     (active,) = (app.control.inspect([worker.name], timeout=5.0, limit=1).active() or {"": []}).values()
     return sum(bool(one["time_start"]) for one in active) == many
@@ -170,54 +167,56 @@ def test_soft_shutdown_leaves_time(app: Celery, worker: WorkerOf, job: JobOf, qu
 
 
 class Multi:
-    """`celery multi`, as an init script uses it: workers without a terminal, known by their pid files."""
+    """`celery multi`, as an init script uses it: a worker without a terminal, known by its pid file."""
 
     def __init__(self, server: Server, folder: Path, queue: str) -> None:
         self._folder = folder
         self._environment = environment_of(server)
-        self._nodes = ["one", "two"]
-        self._files = ["--pidfile=%n.pid", "--logfile=%n.log"]
-        self._worker = ["-A", "tasks", "-l", "INFO", "-Q", queue, "-c", "1", "--without-mingle", "--without-gossip"]
+        self._worker = ["--pidfile=%n.pid", "--logfile=%n.log", "-A", "tasks", "-l", "INFO", "-Q", queue, "-c", "1"]
+        self._worker += ["--without-mingle", "--without-gossip"]
         (folder / "tasks.py").write_text((APPS / "tasks.py").read_text())
 
-    def __call__(self, verb: str) -> str:
-        command = [sys.executable, "-m", "celery", "multi", verb, *self._nodes, *self._files, *self._worker]
+    def __call__(self, verb: str) -> None:
+        command = [sys.executable, "-m", "celery", "multi", verb, "one", *self._worker]
         done = subprocess.run(command, cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done
-        return done.stdout
 
     @property
-    def pids(self) -> dict[str, int]:
-        files = sorted(self._folder.glob("*.pid"))
-        return {file.stem: int(file.read_text()) for file in files}
+    def pid(self) -> int | None:
+        try:
+            return int((self._folder / "one.pid").read_text())
+        except FileNotFoundError:
+            return None
 
     @property
     def log(self) -> str:
-        return "".join(file.read_text() for file in sorted(self._folder.glob("*.log")))
+        return "".join(file.read_text() for file in self._folder.glob("*.log"))
 
 
 @pytest.fixture
 def multi(server: Server, tmp_path: Path, queue_name: str) -> Iterator[Multi]:
     one = Multi(server, tmp_path, queue_name)
     yield one
-    # Workers in the background outlive whoever started them: here they must not, however the test went.
-    one("kill")
+    # A worker in the background outlives whoever started it: here it must not, however the test went.
+    if (pid := one.pid) is not None:
+        os.kill(pid, signal.SIGKILL)
     print(one.log[-8000:])
 
 
 def test_multi(app: Celery, multi: Multi, job: JobOf, queue_name: str) -> None:
-    """Workers in the background take their part, and stop in order: what they have not begun waits, nothing runs twice."""
+    """A worker in the background is another one after a restart, and ends when it is stopped: nothing is lost, nothing runs twice."""
     multi("start")
-    wait_until(lambda: multi.log.count(" ready.") == 2, 30.0, "both to be ready")
-    assert sorted(multi.pids) == ["one", "two"]
-    sent = [job(app.send_task("last", args=[0.3], queue=queue_name).id) for _ in range(100)]
-    for each in sent[:4]:
+    wait_until(lambda: multi.log.count(" ready.") == 1, 60.0, "it to be ready")
+    first = multi.pid
+    sent = [job(app.send_task("last", args=[0.1], queue=queue_name).id) for _ in range(30)]
+    sent[2].wait_for("completed")
+    multi("restart")
+    wait_until(lambda: multi.log.count(" ready.") == 2, 60.0, "it to be back")
+    assert multi.pid not in (None, first)
+    sent += [job(app.send_task("last.late", args=[0.1], queue=queue_name).id) for _ in range(3)]
+    for each in sent:
         each.wait_for("completed")
-    multi("stopwait")
-    assert multi.pids == {}
-    states = [each.state for each in sent]
-    assert set(states) == {"completed", "waiting"}
-    done = [each for each in sent if each.state == "completed"]
-    assert {each.hash["pb"].split("@")[0] for each in done} == {"one", "two"}
-    assert [each.attempts_made for each in done] == [1] * len(done)
-    assert not any(each.is_locked for each in sent)
+    multi("stop")
+    wait_until(lambda: multi.pid is None, 60.0, "it to be gone")
+    assert [each.attempts_made for each in sent] == [1] * len(sent)
+    assert [each.history.count("completed") for each in sent] == [1] * len(sent)

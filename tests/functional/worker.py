@@ -100,8 +100,9 @@ class Worker:
 
     def kill(self) -> None:
         """The main process and its pool at once: a host that is gone."""
-        self._kill_session()
-        self.wait()
+        if self.process is not None:
+            self._kill_session()
+            self.wait()
 
     def stop(self) -> None:
         """Warm shutdown, as by SIGTERM; what is left of it then is killed."""

@@ -201,7 +201,7 @@ def too_often(self: Task, *, with_cause: bool) -> None:
     self.retry(countdown=0.1)
 
 
-@task("auto", autoretry_for=(ValueError,), max_retries=3, retry_backoff=False, default_retry_delay=0.1)
+@task("auto", autoretry_for=(ValueError,), max_retries=3, retry_backoff=False, default_retry_delay=1.0)
 def auto(self: Task, at: str, times: int) -> Any:
     run = note(at)
     if run <= times:
@@ -264,7 +264,7 @@ def die_requeued(self: Task, at: str) -> Any:
     return "alive"
 
 
-@task("die_retried", retry_on_worker_lost=True, default_retry_delay=0.1, max_retries=2)
+@task("die_retried", retry_on_worker_lost=True, default_retry_delay=1.0, max_retries=2)
 def die_retried(self: Task, at: str) -> Any:
     if note(at) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
