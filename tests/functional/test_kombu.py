@@ -17,7 +17,9 @@ from conftest import WorkerOf, sender
 from jobs import Job, jobs_of
 from kombu import Connection, Consumer, Exchange, Producer, Queue
 from kombu.common import Broadcast
+from kombu.exceptions import OperationalError
 from kombu.mixins import ConsumerMixin
+from kombu.pools import producers
 from kombu.simple import SimpleQueue
 from servers import Server
 from waiting import wait_until
@@ -299,6 +301,59 @@ def test_fanout(connection: Connection, other: Connection, redis_client: redis.R
             publish(other, n, exchange=exchange, declare=[exchange])
         assert first.drain(3, connection) == second.drain(3, other) == [0, 1, 2]
     assert not list(redis_client.scan_iter(f"*{exchange.name}*"))
+
+
+def test_broadcast_queues(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """Kombu's Broadcast: each consumer has a queue of its own."""
+    before = listening(redis_client)
+    queue = Broadcast(f"x-{queue_name}")
+    with Inbox(connection, queue) as first, Inbox(other, Broadcast(f"x-{queue_name}")) as second:
+        wait_until(lambda: len(listening(redis_client)) - len(before) == 2, what="both to listen")
+        publish(other, "news", exchange=queue.exchange, declare=[queue.exchange])
+        assert first.drain(1, connection) == second.drain(1, other) == ["news"]
+
+
+# -- several threads, and servers that are away ----------------------------------------------------------------------------------
+
+
+def test_several_threads(connection: Connection, other: Connection, queue_name: str) -> None:
+    """Producers of one pool in four threads; each message comes once."""
+
+    def send(first: int) -> None:
+        for n in range(first, first + 25):
+            with producers[connection].acquire(block=True, timeout=30) as producer:
+                producer.publish(n, routing_key=queue_name)
+
+    threads = [threading.Thread(target=send, args=(25 * n,)) for n in range(4)]
+    with Inbox(other, Queue(queue_name)) as inbox:
+        for thread in threads:
+            thread.start()
+        assert sorted(inbox.drain(100, timeout=60.0)) == list(range(100))
+    for thread in threads:
+        thread.join(10)
+    producers[connection].force_close_all()
+
+
+def test_ensure(queue_name: str) -> None:
+    """What is wrapped is tried again until the server is back, and told of each failure; without it the error comes through."""
+    with Server(appendonly=True) as server, Connection(server.url) as connection:
+        producer = connection.Producer()
+        producer.publish("before", routing_key=queue_name)
+        server.stop()
+        with pytest.raises(OperationalError):
+            connection.ensure(producer, producer.publish, max_retries=1, interval_start=0)("lost", routing_key=queue_name)
+        told: list[BaseException] = []
+
+        def errback(error: BaseException, pause: float) -> None:
+            told.append(error)
+            if server.process is None:
+                server.start()
+
+        options = {"errback": errback, "max_retries": 5, "interval_start": 0.1}
+        connection.ensure(producer, producer.publish, **options)("after", routing_key=queue_name)
+        assert told
+        queue = connection.SimpleQueue(queue_name)
+        assert [queue.get(timeout=10).payload for _ in range(2)] == ["before", "after"]
 
 
 # -- waiting -------------------------------------------------------------------------------------------------------------------
