@@ -13,7 +13,7 @@ class Carried(NamedTuple):
     """One job in hand: its queue's base, its id and token, and the id of its task."""
 
     base: str
-    job_id: str
+    id: str
     token: str
     task_id: str
 

@@ -226,7 +226,7 @@ class Channel(virtual.Channel):
         carried = current.get()
         assert carried is not None
         is_retry = bool(outgoing.celery.get("h", {}).get("retries"))
-        fields: list[Any] = ["name", outgoing.name, "data", outgoing.data, "celery", outgoing.celery_field(carried.job_id)]
+        fields: list[Any] = ["name", outgoing.name, "data", outgoing.data, "celery", outgoing.celery_field(carried.id)]
         fields += ["priority", outgoing.priority]
         more = "" if is_retry else json.dumps({"skip": True})
         # Inside an except block, as a retry mostly is, this is what the attempt failed with.
@@ -235,7 +235,11 @@ class Channel(virtual.Channel):
             raise error  # `autoretry_for` tries again whatever is raised; this ends in a Reject for that reason
         reason = f"{kind.__name__}: {error}" if kind is not None and is_retry else ""
         trace = traceback.format_exc() if reason else ""
-        code = scripts.retry(self.server, carried.base, carried.job_id, carried.token, now, outgoing.delay, reason, trace, more, fields)
+        arguments = (carried.base, carried.id, carried.token, now, outgoing.delay, reason, trace, more, fields)
+        code = scripts.retry(self.server, *arguments)
+        if code == -2 and not scripts.extend(self.server, (carried,), self.options.lock_ms):
+            # The lock had expired, in an outage perhaps, and nobody else has the job.
+            code = scripts.retry(self.server, *arguments)
         return code == 0
 
     def _usual_options(self) -> JobOptions:

@@ -113,6 +113,22 @@ def test_a_task_goes_on_while_redis_is_away_for_longer_than_its_lock(worker: Wor
         assert one.process.poll() is None
 
 
+def test_a_retry_after_the_lock_has_expired_is_the_same_job(
+    server: Server, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path
+) -> None:  # fmt: skip
+    """As long as nobody else has the job."""
+    worker(concurrency=1, options={"lock_duration": 30.0, "stalled_interval": 60.0})
+    at = tmp_path / "at"
+    with Celery("sender", broker=server.url) as app:
+        one = job(app.send_task("again_after_gate", args=[str(at)], queue=queue_name).id)
+    one.wait_until(lambda _: Path(f"{at}.runs").exists(), "the task to begin")
+    one.client.delete(f"{one.key}:lock")
+    Path(f"{at}.go").touch()
+    one.wait_for("completed")
+    assert one.returnvalue == "second"
+    assert one.attempts_made == 2
+
+
 @pytest.mark.parametrize("pool", ["gevent", "eventlet"])
 def test_locks_are_kept_while_nothing_can_be_logged(
     server: Server, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str
