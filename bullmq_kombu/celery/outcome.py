@@ -282,7 +282,8 @@ class JobRequest:
         finally:
             delivery = self._delivery
             if not soft and delivery is not None and not delivery.settled:
-                if self._rejected:
+                # Celery before 5.7 leaves what is not to be acknowledged as it is.
+                if self._rejected or not self._request.acknowledged:
                     delivery.release()
                 else:
                     delivery.fail(reason_of(TimeLimitExceeded(timeout)), final=True)

@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import celery
 import pytest
 from celery import Celery
 from conftest import sender
@@ -371,8 +372,10 @@ def child_killed_with_reject_on_worker_lost(run: Run) -> None:
 
 @row("die_retried", AT, pools=("prefork",))
 def child_killed_with_retry_on_worker_lost(run: Run) -> None:
-    """The worker's main process publishes the retry: still the same job."""
-    run.job.wait_for("completed", timeout=TIMEOUT_S)
+    """The worker's main process publishes the retry: still the same job. Celery before 5.7 does not know this option."""
+    run.job.wait_for("failed" if celery.VERSION < (5, 7) else "completed", timeout=TIMEOUT_S)
+    if celery.VERSION < (5, 7):
+        return
     assert run.job.returnvalue == "alive"
     assert _without_delays(run.job) == ["added", "waiting", "active", "waiting", "active", "completed"]
     assert run.job.attempts_made == 2
