@@ -13,6 +13,8 @@ local prefix = string.sub(base, 1, -string.len(':kombu:') - 1)
 local FINAL = { SUCCESS = true, FAILURE = true, REVOKED = true, FORGOTTEN = true }
 -- How the tokens of our own workers begin (leases.py).
 local OURS = 'kombu-'
+-- How many queues are asked at once.
+local ASKED = 100
 local queues
 
 local function known_queues()
@@ -43,6 +45,25 @@ local function job_in(queue, id)
   return { queue, state, unpack(fields, 1, 9) }
 end
 
+-- The job in any of these queues; most have nothing of this id, and are asked together.
+local function job_in_any(places, id)
+  for from = 1, #places, ASKED do
+    local last = math.min(from + ASKED - 1, #places)
+    local keys = {}
+    for at = from, last do
+      keys[#keys + 1] = prefix .. places[at] .. ':' .. id
+    end
+    if redis.call('EXISTS', unpack(keys)) > 0 then
+      for at = from, last do
+        local found = job_in(places[at], id)
+        if found then
+          return found
+        end
+      end
+    end
+  end
+end
+
 -- The job, or nil and the queues where it may yet come.
 local function find(id, hint)
   local found
@@ -54,12 +75,7 @@ local function find(id, hint)
     found = job_in(hint, id)
   end
   if not found and id ~= '' then
-    for _, queue in ipairs(known_queues()) do
-      found = job_in(queue, id)
-      if found then
-        break
-      end
-    end
+    found = job_in_any(known_queues(), id)
   end
   return found, found and {} or known_queues()
 end
