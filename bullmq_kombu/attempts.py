@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 #: How many stack traces BullMQ keeps when `stackTraceLimit` says nothing.
 NO_LIMIT: int | None = None
+#: The greatest integer that Lua tells from the next one; it writes greater ones as Redis reads no integer.
+_GREATEST = 2**53
 
 
 class Keep(NamedTuple):
@@ -34,19 +36,25 @@ def keep_of(option: Any, default: Any = None) -> Keep:
     if option is True:
         return Keep(0)
     if isinstance(option, Mapping):
-        return Keep(int(_number(option.get("count"), -1)), _number(option.get("age"), ""), _number(option.get("limit"), ""))
-    return Keep(int(_number(option, -1)))
+        limit = int(_number(option.get("limit"), 0))
+        return Keep(_count(option.get("count")), _number(option.get("age"), ""), min(limit, _GREATEST) if limit >= 1 else "")
+    return Keep(_count(option))
+
+
+def _count(value: Any) -> int:
+    count = int(_number(value, -1))
+    return count if 0 <= count <= _GREATEST else -1
 
 
 def _number(value: Any, default: Any) -> Any:
     """A number, as which Node takes some texts too; the default for whatever else a client may have stored."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return default
-    return number if math.isfinite(number) else default
+    if not math.isfinite(number):
+        return default
+    return value if isinstance(value, int) else number
 
 
 def backoff_ms(backoff: Any, attempt: int, random: float, custom: Callable[[int, str], float] | None = None) -> int:

@@ -202,7 +202,8 @@ def check_keep(name: str, value: Any) -> None:
         if unknown:
             raise BadInput(f"{name}: unknown key {sorted(unknown)[0]!r}; known are age (seconds), count, limit")
         for key, number in value.items():
-            if not isinstance(number, (int, float)) or isinstance(number, bool):
-                raise BadInput(f"{name}[{key!r}] must be a number, not {number!r}")
+            is_integer = isinstance(number, int) and not isinstance(number, bool)
+            if not is_integer and (key != "age" or not isinstance(number, float) or not math.isfinite(number)):
+                raise BadInput(f"{name}[{key!r}] must be {'a number of seconds' if key == 'age' else 'an integer'}, not {number!r}")
     elif not isinstance(value, (bool, int)):
         raise BadInput(f"{name} must be true, false, a count or {{age, count, limit}}, not {value!r}")

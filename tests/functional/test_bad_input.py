@@ -111,6 +111,8 @@ HARMLESS: dict[str, dict[str, Any]] = {
     "options that are a list": {"opts": "[1]"},
     "attempts that are no number": {"opts": '{"attempts": "three", "backoff": "soon"}'},
     "retention that makes no sense": {"opts": '{"removeOnComplete": "yes", "removeOnFail": {"age": "old", "count": "many"}}'},
+    "retention by halves": {"opts": '{"removeOnComplete": {"age": 10, "limit": 2.5}, "removeOnFail": {"age": 10, "limit": 2.5}}'},
+    "retention beyond all bounds": {"opts": '{"removeOnComplete": {"count": 9223372036854775807}, "removeOnFail": 1e18}'},
     "no timestamp, delay, priority": {"timestamp": None, "delay": None, "priority": None},
     "a priority that is no number": {"priority": "high"},
     "a celery field that is no JSON": {"celery": "{oh"},
@@ -127,9 +129,11 @@ def test_harmless(app: Celery, redis_client: redis.Redis, queue: str, case: str,
     if task == "echo":
         job.wait_for("completed")
         assert job.returnvalue is None
+        assert job.history == ["active", "completed"]
     else:
         job.wait_for("failed")
         assert job.reason == "ValueError: the message"
+        assert job.history == ["active", "failed", "retries-exhausted"]
     goes_on(app, redis_client, queue)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from typing import Any
 
 import pytest
@@ -27,6 +29,18 @@ from bullmq_kombu.attempts import KEEP_ALL, Keep, add_trace, backoff_ms, has_att
         ({"age": 0}, Keep(-1, 0)),
         ({"age": 60, "count": 3, "limit": 7}, Keep(3, 60, 7)),
         ({"age": None, "count": None}, KEEP_ALL),
+        ({"count": sys.maxsize}, KEEP_ALL),
+        ({"count": 1e300}, KEEP_ALL),
+        (10**18, KEEP_ALL),
+        ({"count": 10**400, "age": 10**400}, KEEP_ALL),
+        ({"count": 2**53}, Keep(2**53)),
+        ({"count": -9}, KEEP_ALL),
+        ({"count": "7", "age": "60", "limit": "8"}, Keep(7, 60, 8)),
+        ({"age": 10, "limit": 2.5}, Keep(-1, 10, 2)),
+        ({"age": 10, "limit": 10**18}, Keep(-1, 10, 2**53)),
+        ({"age": 10, "limit": 0.5}, Keep(-1, 10)),
+        ({"age": 10, "limit": 0}, Keep(-1, 10)),
+        ({"age": 10, "limit": -1}, Keep(-1, 10)),
     ],
 )
 def test_the_jobs_own_policy(option: Any, kept: Keep) -> None:
@@ -40,8 +54,12 @@ def test_without_one_the_workers(default: Any, kept: Keep) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["x", "5", [], [1], {"count": "x"}, {"age": "x"}, {"age": [1]}, {"limit": {}}, {"count": True}, 1.5, 1e400, "1e400"]
-)
+    "option",
+    [
+        "x", "5", [], [1], {"count": "x"}, {"age": "x"}, {"age": [1]}, {"limit": {}}, {"count": True}, 1.5, 1e400, "1e400", math.nan,
+        {"count": math.nan, "age": math.nan, "limit": math.nan}, {"limit": True}, {"limit": "nan"}, {"age": True}, {"count": []},
+    ],
+)  # fmt: skip
 def test_a_policy_that_is_none_keeps_what_it_does_not_limit(option: Any) -> None:
     """Node's clients store what they are given, and a job must end whatever it brought along."""
     kept = keep_of(option)

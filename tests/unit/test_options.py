@@ -100,6 +100,8 @@ def test_the_options_of_kombu_and_of_its_redis_transport_are_no_mistake() -> Non
         ("limiter", {"max": 0, "duration": 1}), ("limiter", {"max": 1, "duration": -1}), ("limiter", {"max": "1", "duration": 1}),
         ("limiter", {"max": 1, "duration": True}), ("limiter", {"max": 1, "duration": 1, "group": 1}),
         ("remove_on_complete", "all"), ("remove_on_complete", {"days": 1}), ("remove_on_fail", {"age": "1d"}), ("remove_on_fail", [5]),
+        ("remove_on_fail", {"count": 1.5}), ("remove_on_complete", {"age": 10, "limit": 2.5}), ("remove_on_complete", {"count": True}),
+        ("remove_on_complete", {"age": float("nan")}), ("remove_on_complete", 1.5),
         ("metrics", "60"), ("metrics", True), ("metrics", -1), ("metrics", {"points": 5}), ("metrics", {"max_data_points": "5"}),
         ("skip_version_check", "yes"), ("skip_version_check", 1), ("socket_keepalive", "yes"), ("socket_keepalive_options", 5),
         ("master_name", 5), ("sentinel_kwargs", "x"),
