@@ -23,6 +23,8 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps as kombu_dumps
 from kombu.utils.json import loads as kombu_loads
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoPermissionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bullmq_kombu import scripts
 from bullmq_kombu.batch import PublishBatch, batching
@@ -47,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 #: How long one turn of the event loop delivers before others get theirs, s.
 TURN_S = 0.01
+#: What keeps a scheduled job from making the next one, whatever its options say.
+_NOT_ITS_FAULT = (RedisConnectionError, RedisTimeoutError, NoPermissionError, OSError)
 
 
 class Channel(virtual.Channel):
@@ -352,11 +356,12 @@ class Channel(virtual.Channel):
         """A scheduler's job that was taken makes the next one before it runs."""
         try:
             next_iteration(self.server, delivery.base, delivery.id, delivery.fields, now_ms())
-        except BadInput as error:
-            logger.error("the schedule of job %s of %s ends with it: %s", shown(delivery.id), delivery.base.rstrip(":"), shown(error))
-        except BaseException:
-            delivery.release()  # whoever takes it next makes the next one
-            raise
+        except BaseException as error:
+            if not isinstance(error, Exception) or isinstance(error, _NOT_ITS_FAULT):
+                delivery.release()  # whoever takes it next makes the next one
+                raise
+            reason = shown(f"{type(error).__name__}: {error}")
+            logger.error("the schedule of job %s of %s ends with it: %s", shown(delivery.id), delivery.base.rstrip(":"), reason)
 
     def _opened(self, pushed: Pushed) -> dict[str, Any]:
         payload: dict[str, Any] = kombu_loads(pushed.payload)

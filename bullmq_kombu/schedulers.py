@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -129,12 +130,12 @@ class Schedulers:
 def next_iteration(server: Server, base: str, job_id: str, fields: Mapping[str, str], now: int) -> str:
     """What a worker owes the scheduler of a job it has taken: the next iteration. Returns its id, or '' where there is none to make.
 
-    BadInput where the scheduler's rule cannot be understood; then the schedule ends with this job.
+    BadInput where the scheduler's rule cannot be understood, other errors where it is none at all: then the schedule ends with this job.
     """
     stored = read_stored(fields.get("opts", "{}"))
     rule: Mapping[str, Any] = stored.get("repeat") or {}
     count = int(rule.get("count") or 0) + 1
-    if (rule.get("limit") is not None and count > rule["limit"]) or (rule.get("endDate") and now > _ms(rule["endDate"], "endDate")):
+    if count > _number(rule.get("limit")) or (rule.get("endDate") and now > _ms(rule["endDate"], "endDate")):
         return ""
     due: int | str = ""
     if rule.get("pattern"):
@@ -148,6 +149,14 @@ def next_iteration(server: Server, base: str, job_id: str, fields: Mapping[str, 
         options["backoff"] = {"type": "fixed", "delay": options["backoff"]}
     opts = _iteration(options, rule, count, due)
     return scripts.next_iteration(server, base, fields["rjk"], job_id, now, due, json.dumps(opts))
+
+
+def _number(value: Any) -> float:
+    """As JavaScript compares it: a text may be a number, and nothing is more or less than what is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _next(rule: Mapping[str, Any], after: int) -> int | None:

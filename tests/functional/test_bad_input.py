@@ -20,12 +20,17 @@ from worker import Worker
 
 
 @pytest.fixture(scope="module")
-def queue(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A queue with a worker, for all tests of this module."""
-    name = f"q-bad-{secrets.token_hex(4)}"
-    with Worker(server, tmp_path_factory.mktemp("worker"), [name]) as worker:
-        yield name
-    worker.show()
+def queue() -> str:
+    """A queue for all tests of this module."""
+    return f"q-bad-{secrets.token_hex(4)}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def worker(server: Server, tmp_path_factory: pytest.TempPathFactory, queue: str) -> Iterator[Worker]:
+    """Its worker."""
+    with Worker(server, tmp_path_factory.mktemp("worker"), [queue]) as made:
+        yield made
+    made.show()
 
 
 def put(client: redis.Redis, queue: str, fields: dict[str, Any], job_id: str = "") -> Job:
@@ -134,6 +139,51 @@ def test_harmless(app: Celery, redis_client: redis.Redis, queue: str, case: str,
         job.wait_for("failed")
         assert job.reason == "ValueError: the message"
         assert job.history == ["active", "failed", "retries-exhausted"]
+    goes_on(app, redis_client, queue)
+
+
+HOUR_MS = 3_600_000
+#: What stands in the options of a scheduler's iteration.
+NO_SCHEDULES: dict[str, Any] = {
+    "a rule that is a text": "x\x1b[31m\n",
+    "a rule that is a list": [1],
+    "a pattern that is a number": {"pattern": 5},
+    "a pattern that is none": {"pattern": "\x1b[31m\n"},
+    "a time zone that is a number": {"pattern": "0 0 * * *", "tz": 5},
+    "a count that is no number": {"every": HOUR_MS, "count": "x"},
+    "a start beyond all time": {"pattern": "0 0 * * *", "startDate": 1e300},
+    "an end beyond all time": {"pattern": "0 0 * * *", "endDate": [1]},
+    "an interval that is no number": {"every": "x"},
+    "an interval of nothing": {"every": 0},
+}
+
+
+def put_scheduled(client: redis.Redis, queue: str, repeat: Any) -> tuple[Job, str]:
+    """The current iteration of a scheduler, and the id of that."""
+    scheduler, due = f"s{secrets.token_hex(4)}", int(time.time() * 1000)
+    client.zadd(f"bull:{queue}:repeat", {scheduler: due})
+    client.hset(f"bull:{queue}:repeat:{scheduler}", mapping={"name": "echo", "ic": 1, "every": "soon"})
+    fields = {"rjk": scheduler, "opts": json.dumps({"repeat": repeat})}
+    return put(client, queue, fields, f"repeat:{scheduler}:{due}"), scheduler
+
+
+@pytest.mark.parametrize("case", NO_SCHEDULES)
+def test_no_schedule(app: Celery, redis_client: redis.Redis, queue: str, worker: Worker, case: str) -> None:
+    """The job runs, and the schedule ends with it."""
+    job, scheduler = put_scheduled(redis_client, queue, NO_SCHEDULES[case])
+    job.wait_for("completed")
+    assert job.attempts_started == 1
+    assert not any(other.startswith(f"repeat:{scheduler}:") for other in jobs_of(redis_client, queue, "delayed"))
+    line = next(line for line in worker.log.splitlines() if f"the schedule of job {job.id} of bull:{queue} ends with it: " in line)
+    assert line.isprintable()
+    goes_on(app, redis_client, queue)
+
+
+@pytest.mark.parametrize(("limit", "goes"), [("3", True), ("2", False), (2.5, True), ("soon", True), ([], True)])
+def test_a_limit_is_compared_as_javascript_does(app: Celery, redis_client: redis.Redis, queue: str, limit: Any, goes: bool) -> None:
+    job, scheduler = put_scheduled(redis_client, queue, {"every": HOUR_MS, "count": 2 if limit != 2.5 else 1, "limit": limit})
+    job.wait_for("completed")
+    assert any(other.startswith(f"repeat:{scheduler}:") for other in jobs_of(redis_client, queue, "delayed")) is goes
     goes_on(app, redis_client, queue)
 
 
