@@ -115,9 +115,10 @@ def keep_what_was_sent(pool: Any) -> None:
         for leases in all_leases():
             for delivery in reversed(leases.held()):
                 result = delivery.handed
-                if result is None or delivery.started:
+                if result is None or delivery.settled:
                     continue
-                if result._write_to is not None and result._write_to._is_alive():
+                # Celery before 5.5 forgets those that have begun, too.
+                if delivery.started or (result._write_to is not None and result._write_to._is_alive()):
                     pool._pool._cache[result._job] = result
                 else:
                     delivery.return_unstarted()
