@@ -293,6 +293,7 @@ class Server:
         with self.client(socket_timeout=1.0, socket_connect_timeout=1.0, retry=None) as client:
             try:
                 info: Any = client.info("server")
+                client.ping()  # unlike INFO, that is answered only when what it kept has been read
             except (redis.ConnectionError, redis.TimeoutError):  # BusyLoadingError is one of the former
                 return False
             return bool(info["process_id"] == pid)

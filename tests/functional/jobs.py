@@ -106,6 +106,5 @@ class Job:
 def jobs_of(client: redis.Redis, queue: str, place: str) -> list[str]:
     """The ids in one of a queue's lists or sets, in their stored order."""
     key = f"bull:{queue}:{place}"
-    kind: Any = client.type(key)
-    found: Any = client.zrange(key, 0, -1) if kind == "zset" else client.lrange(key, 0, -1)
+    found: Any = client.lrange(key, 0, -1) if place in ("wait", "paused", "active") else client.zrange(key, 0, -1)
     return list(found)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery
+from celery.app.defaults import NAMESPACES
 from conftest import JobOf, WorkerOf
 from jobs import Job, jobs_of
 from waiting import wait_until
@@ -79,6 +80,7 @@ def test_one_at_a_time(app: Celery, worker: WorkerOf, job: JobOf, queue_name: st
     assert most_held(sent[0].client, queue_name) == 1
 
 
+@pytest.mark.skipif("disable_prefetch" not in NAMESPACES["worker"], reason="Celery 5.6 brought worker_disable_prefetch")
 def test_no_prefetch(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path) -> None:
     """Celery's worker_disable_prefetch: only what can run at once."""
     at = str(tmp_path / "it")
