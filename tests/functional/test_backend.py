@@ -305,8 +305,9 @@ def test_every_serializer_and_compression(app_of: AppOf, settings: dict[str, Any
         pytest.importorskip("yaml")
     app = app_of(**settings)
     value = {"text": "ä\udcff" if "result_compression" not in settings else "ä", "many": list(range(500))}
-    app.backend.store_result(f"kept-{id(app)}", value, "SUCCESS")
-    assert app_of(**settings).AsyncResult(f"kept-{id(app)}").get(timeout=0) == value
+    task_id = f"kept-{secrets.token_hex(6)}"
+    app.backend.store_result(task_id, value, "SUCCESS")
+    assert app_of(**settings).AsyncResult(task_id).get(timeout=0) == value
 
 
 # -- many tasks ------------------------------------------------------------------------------------------------------------------
