@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kombu.transport import base as kombu_base
@@ -49,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 #: How long one turn of the event loop delivers before others get theirs, s.
 TURN_S = 0.01
+#: So much of a message that is none is logged, characters.
+SHOWN = 200
 #: What keeps a scheduled job from making the next one, whatever its options say.
 _NOT_ITS_FAULT = (RedisConnectionError, RedisTimeoutError, NoPermissionError, OSError)
 
@@ -290,17 +292,16 @@ class Channel(virtual.Channel):
 
     def _get(self, queue: str, timeout: Any = None) -> Any:
         """One message at once, for basic_get."""
-        if self.transient.is_one(queue):
-            found = self.transient.pop(queue, 1)
+        is_jobs = not self.transient.is_one(queue)
+        while True:
+            found: Sequence[Delivery | Pushed]
+            if is_jobs:
+                found, _ = self.leases.take(self.server, (queue_base(self.options.prefix, queue),), 1, self._on_settled)
+            else:
+                found = self.transient.pop(queue, 1)
             if not found:
                 raise virtual.base.Empty()
-            return self._opened(found[0])
-        base = queue_base(self.options.prefix, queue)
-        while True:
-            deliveries, _ = self.leases.take(self.server, (base,), 1, self._on_settled)
-            if not deliveries:
-                raise virtual.base.Empty()
-            payload = self._payload_of(queue, deliveries[0])
+            payload = self._open(queue, found[0])
             if payload is not None:
                 return payload
 
@@ -327,10 +328,14 @@ class Channel(virtual.Channel):
             if one is None:
                 return False
             queue, what = one
-            payload = self._payload_of(queue, what) if isinstance(what, Delivery) else self._opened(what)
+            payload = self._open(queue, what)
             if payload is not None:
                 self.connection._deliver(payload, queue)
                 return True
+
+    def _open(self, queue: str, what: Delivery | Pushed) -> dict[str, Any] | None:
+        """What Kombu makes a message of; None where it is none, and has been taken care of."""
+        return self._payload_of(queue, what) if isinstance(what, Delivery) else self._opened(what)
 
     def _payload_of(self, queue: str, delivery: Delivery) -> dict[str, Any] | None:
         if "rjk" in delivery.fields:
@@ -363,9 +368,17 @@ class Channel(virtual.Channel):
             reason = shown(f"{type(error).__name__}: {error}")
             logger.error("the schedule of job %s of %s ends with it: %s", shown(delivery.id), delivery.base.rstrip(":"), reason)
 
-    def _opened(self, pushed: Pushed) -> dict[str, Any]:
-        payload: dict[str, Any] = kombu_loads(pushed.payload)
-        tag = payload["properties"]["delivery_tag"] = str(uuid.uuid4())
+    def _opened(self, pushed: Pushed) -> dict[str, Any] | None:
+        tag = str(uuid.uuid4())
+        try:
+            payload: dict[str, Any] = kombu_loads(pushed.payload)
+            payload["properties"]["delivery_tag"] = tag
+            self.Message(payload, channel=self)  # as its consumer will do
+        except Exception as error:
+            # Another program's, or another release's. Nobody could be told by rejecting it.
+            reason, text = shown(f"{type(error).__name__}: {error}"), shown(pushed.payload[:SHOWN])
+            logger.error("a message of queue %s is none, and dropped (%s): %s", shown(pushed.queue), reason, text)
+            return None
         if pushed.queue not in self.intake.no_ack and not pushed.broadcast:
             self.qos.taken(pushed, tag)
         return payload

@@ -316,6 +316,44 @@ def test_broadcast_queues(connection: Connection, other: Connection, redis_clien
 # -- several threads, and servers that are away ----------------------------------------------------------------------------------
 
 
+#: What may stand where a message is expected: of another program, or another release.
+NO_MESSAGES = [
+    b"x", b"", b"null", b"[]", b"{}", b'{"properties": 5}', b'{"properties": {}, "headers": [1]}', b"\xff", b"\x1b[31m\n", b"[" * 100_000,
+    b'{"body": "a", "properties": {"body_encoding": "base64"}}', b'{"body": "a", "properties": {"body_encoding": "nobody knows"}}',
+]  # fmt: skip
+
+
+def put_no_messages(client: redis.Redis, queue: str) -> None:
+    client.zadd(f"bull::kombu:messages:{queue}", {b"%d:%s" % (number, text): number for number, text in enumerate(NO_MESSAGES)})
+    client.zadd(f"bull::kombu:marker:{queue}", {"0": 0})
+
+
+@pytest.mark.parametrize("where", ["a broadcast", "a queue", "get"])
+def test_what_is_no_message_is_dropped(
+    connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str, caplog: pytest.LogCaptureFixture, where: str
+) -> None:  # fmt: skip
+    exchange = Exchange(f"x-{queue_name}", "fanout", durable=False)
+    if where == "a broadcast":
+        queue = Queue("", exchange, exclusive=True, auto_delete=True)
+    else:
+        queue = Queue(queue_name, exclusive=True, auto_delete=True)(connection.channel())
+        queue.declare()
+        put_no_messages(redis_client, queue_name)
+        publish(other, "one", routing_key=queue_name)
+    if where == "get":
+        assert queue.get().payload == "one"
+    else:
+        with Inbox(connection, queue) as inbox:
+            if where == "a broadcast":
+                for text in NO_MESSAGES:
+                    assert redis_client.publish(f"bull::kombu:0:fanout:{exchange.name}/", text) == 1
+                publish(other, "one", exchange=exchange)
+            assert inbox.drain(1) == ["one"]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(said) == len(NO_MESSAGES)
+    assert all(text.isprintable() and "is none, and dropped" in text for text in said)
+
+
 def test_several_threads(connection: Connection, other: Connection, queue_name: str) -> None:
     """Producers of one pool in four threads; each message comes once."""
 
