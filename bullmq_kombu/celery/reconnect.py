@@ -117,7 +117,7 @@ def keep_what_was_sent(pool: Any) -> None:
                 result = delivery.handed
                 if result is None or delivery.settled:
                     continue
-                # Celery before 5.5 forgets those that have begun, too.
+                # Celery before 5.6 forgets those that have begun, too.
                 if delivery.started or (result._write_to is not None and result._write_to._is_alive()):
                     pool._pool._cache[result._job] = result
                 else:

@@ -64,7 +64,7 @@ def row(task: str, *args: Any, pools: tuple[str, ...] = POOLS, **options: Any) -
 # -- running ---------------------------------------------------------------------------------------------------------------
 
 
-@row("last", 3.0)
+@row("last", 4.0)
 def running_for_longer_than_the_lock(run: Run) -> None:
     """`active`, the lock kept, processed by the worker's host name; the promise of an early acknowledgement is there, and goes."""
     run.job.wait_for("active", "completed", timeout=TIMEOUT_S)
@@ -340,8 +340,8 @@ def hard_time_limit(run: Run) -> None:
 
 @row("hard_again", AT, pools=("prefork", "gevent"))
 def hard_time_limit_not_acknowledged(run: Run) -> None:
-    """`acks_on_timeout=False` puts a task acknowledged late back."""
-    if run.is_late:
+    """`acks_on_timeout=False` puts a task acknowledged late back. With a process Celery rejects it for good before 5.5."""
+    if run.is_late and (run.pool != "prefork" or celery.VERSION >= (5, 5)):
         run.job.wait_for("completed", timeout=TIMEOUT_S)
         assert run.job.returnvalue == "in time"
         assert run.job.attempts_made == 1
@@ -398,7 +398,7 @@ class Pool:
     def __init__(self, server: Server, folder: Path, app: Celery, pool: str) -> None:
         self.queue = f"q-{pool}-{secrets.token_hex(4)}"
         # Looking for stalled jobs must not be what keeps the locks.
-        options = {"lock_duration": 2.0, "stalled_interval": 5.0}
+        options = {"lock_duration": 3.0, "stalled_interval": 5.0}
         self.worker = Worker(server, folder, [self.queue], pool=pool, concurrency=1 if pool == "solo" else 4, options=options)
         self._client = server.client()
         self._folder = folder
