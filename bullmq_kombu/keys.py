@@ -27,6 +27,7 @@ What Kombu needs besides queues lives where no queue can be, behind an empty que
     result:<task id>   hash     status and meta as a Celery worker stored them; expires. Also the PUB/SUB channel where that is told
     group:<group id>   string   a saved group; expires
     chord:<group id>   hash     size, parts and claim of a chord; expires
+    never              -        no such key is ever made: who waits while all its queues are closed by a rate limit waits for it
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class KombuKeys:
         self.versions = f"{self.base}versions"
         self.queues = f"{self.base}queues"
         self.fanouts = f"{self.base}fanouts"
+        self.never = f"{self.base}never"
         self._fanout = f"{self.base}{db}:fanout:"
 
     def job(self, task_id: str) -> str:

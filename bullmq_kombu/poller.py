@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bullmq_kombu.connection import Server, Wire, wait_any
+from bullmq_kombu.keys import KombuKeys
 from bullmq_kombu.scripts import QueueState
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ class Poller:
         self._name = name
         self._drain_delay = drain_delay
         self._suffix = suffix
+        self._never = KombuKeys(server.options.prefix).never
         self._bases: list[str] = []
         self._closed: dict[str, float] = {}
         self._due: dict[str, float] = {}
@@ -136,7 +138,7 @@ class Poller:
         if keys:
             wire.send("BZPOPMIN", *keys, shown)
         else:
-            wire.send("BZPOPMIN", self._bases[0] + "closed", shown)
+            wire.send("BZPOPMIN", self._never, shown)
         self._answer_by = time.monotonic() + timeout + GRACE_S
 
     def _timeout(self) -> float:

@@ -11,7 +11,7 @@ from servers import Server
 from waiting import wait_until
 
 from bullmq_kombu.connection import Server as Redis
-from bullmq_kombu.connection import address_of
+from bullmq_kombu.connection import address_of, wait_any
 from bullmq_kombu.options import check_options
 from bullmq_kombu.poller import Poller
 from bullmq_kombu.scripts import QueueState
@@ -40,3 +40,17 @@ def test_a_wake_up_that_nobody_has_read_is_not_lost(change: str, poller: Poller,
     wait_until(lambda: not redis_client.exists(f"{base}marker"), what="the marker to be taken")
     getattr(poller, change)(other)
     assert base in poller.hot()
+
+
+def test_while_all_queues_are_closed_no_job_is_in_the_way(poller: Poller, redis_client: redis.Redis, queue_name: str) -> None:
+    """A job's key is the queue's base and its id, which its producer chooses."""
+    base = f"bull:{queue_name}:"
+    redis_client.hset(f"{base}closed", "name", "a job")
+    poller.add(base)
+    poller.learned([base], [QueueState(base, 50, 0)], False)
+    poller.wait()
+    descriptor = poller.fileno()
+    assert descriptor is not None
+    wait_until(lambda: wait_any([descriptor], 1.0), what="the wait to be over")
+    poller.read()
+    wait_until(lambda: poller.hot() == [base], what="the queue to be open again")
