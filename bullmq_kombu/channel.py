@@ -208,7 +208,7 @@ class Channel(virtual.Channel):
         is_own = carried is not None and carried.task_id == outgoing.task_id and carried.base == base
         if is_own and self._carry_on(outgoing, now):
             return
-        publication = Publication(base, outgoing, now, is_own)
+        publication = Publication(base, outgoing, now, carried.id if carried is not None and is_own else "")
         batch = kwargs.get("_publish_batch") or batching.get()
         if batch is not None:
             batch.add(self.publisher, publication)
@@ -338,6 +338,8 @@ class Channel(virtual.Channel):
         return self._payload_of(queue, what) if isinstance(what, Delivery) else self._opened(what)
 
     def _payload_of(self, queue: str, delivery: Delivery) -> dict[str, Any] | None:
+        if delivery.settled:
+            return None  # somebody else has it by now
         if "rjk" in delivery.fields:
             self._schedule_next(delivery)
         deferred = delivery.fields.get("defa")

@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from bullmq_kombu import scripts
+from bullmq_kombu import native, scripts
 from bullmq_kombu.attempts import add_trace, backoff_ms, has_attempt_left, keep_of
 from bullmq_kombu.connection import ServerNotReady, Wire
 from bullmq_kombu.job_options import read_stored
@@ -74,6 +74,8 @@ class Delivery:
     def start(self, *, at_most_once: bool, here: bool = False) -> None:
         """The work begins, unless the job has been given back. `at_most_once`: should this process die, the job is failed instead of run
         again. `here`: the work may be what ends this process, so the promise is in Redis before."""
+        if here and self.lose_if_lost():
+            return
         with _beginning:
             if self.settled:
                 return
@@ -81,9 +83,8 @@ class Delivery:
         self.began = time.monotonic()
         if at_most_once:
             self.committed = True
-            promise = Ending("commit", self.base, self.id, self.token)
-            if not (here and self._leases.sent_now(promise)):
-                self._leases.note(self, promise)
+            if not (here and self._leases.promise(self)):
+                self._leases.note(self, Ending("commit", self.base, self.id, self.token))
 
     def seconds(self) -> float | None:
         """How long the work has been going on; None where it has not begun."""
@@ -126,6 +127,17 @@ class Delivery:
             if not self.started:
                 self.release()
 
+    def forget_unstarted(self) -> bool:
+        """Somebody else has it. Whether the work had not begun, and now never will."""
+        with _beginning:
+            if not self.started:
+                self.forget()
+            return not self.started
+
+    def lose_if_lost(self) -> bool:
+        """Before the work begins: whether it must not, as somebody else has the job by now."""
+        return self.settled or (self._leases.has_lost(self) and self.forget_unstarted())
+
     def limit(self) -> None:
         """Back to the head of the queue, which this process leaves alone for as long as its rate limit says; no attempt is counted."""
         self._settle(Ending("limit", self.base, self.id, self.token))
@@ -150,7 +162,7 @@ class Delivery:
 
 
 #: Beginning a job and giving it back exclude each other.
-_beginning = threading.RLock()
+_beginning = native.new_rlock()
 
 
 def _readable(text: str) -> str:

@@ -42,6 +42,10 @@ class Fanout:
     def __bool__(self) -> bool:
         return bool(self._queues)
 
+    @property
+    def is_open(self) -> bool:
+        return self._wire is not None and self._wire.is_open
+
     def publish(self, exchange: str, routing_key: str, payload: str) -> None:
         self._server.call("PUBLISH", self._keys.fanout(exchange, routing_key), payload)
 
@@ -79,7 +83,7 @@ class Fanout:
         """Notices a connection that has died unseen, and subscribes anew."""
         now = time.monotonic()
         wire = self._wire
-        if wire is None or not self._interval or now - self._heard < self._interval:
+        if wire is None or not wire.is_open or not self._interval or now - self._heard < self._interval:
             return
         if self._pong_by is None:
             self._pong_by = now + GRACE_S
@@ -90,6 +94,8 @@ class Fanout:
             self._sync()
 
     def fileno(self) -> int | None:
+        if self._wire is not None and not self._wire.is_open:
+            self._sync()  # the server had refused it; a new connection knows nothing of our subscriptions
         return self._wire.fileno() if self._wire is not None else None
 
     def read(self) -> Iterable[tuple[str, str]]:

@@ -305,7 +305,7 @@ class Intake:
         if self._flight_wire is not None and self._flight_wire.is_open:
             found.append(self._flight_wire.fileno())
         found += self._presence.descriptors()
-        if self.fanout:
+        if self.fanout and (self.fanout.is_open or not rests):
             self.fanout.keep_alive()
             found.append(self.fanout.fileno())
         return [descriptor for descriptor in found if descriptor is not None]
@@ -334,7 +334,7 @@ class Intake:
             if poller is not None and poller.is_waiting and poller.fileno() == descriptor:
                 poller.read()
                 return
-        if self.fanout and self.fanout.fileno() == descriptor:
+        if self.fanout.is_open and self.fanout.fileno() == descriptor:
             self._read_broadcasts()
 
     def _read_broadcasts(self) -> None:

@@ -200,14 +200,29 @@ class Leases:
             for delivery in told:
                 delivery.tell()
 
-    def sent_now(self, ending: Ending) -> bool:
-        """Sends a promise by itself, from any thread but the one that keeps the locks, whose connections may belong to another event
-        loop. False where Redis does not answer."""
+    # From any thread but the one that keeps the locks, whose connections may belong to another event loop.
+
+    def promise(self, delivery: Delivery) -> bool:
+        """Sends by itself that the job is run at most once. False where Redis does not answer."""
         try:
-            scripts.commit(self._others_server, ending.base, ending.id, ending.token)
+            scripts.commit(self._others_server, delivery.base, delivery.id, delivery.token)
         except LOST:
             return False
         return True
+
+    def has_lost(self, delivery: Delivery) -> bool:
+        """Whether somebody else has the job by now. Redis is asked only where the lock may have expired, as when this process was stopped
+        for long; where it does not answer nobody else can have got it either."""
+        now = time.monotonic()
+        if now - delivery.renewed < self.options.lock_duration:
+            return False
+        try:
+            lost = bool(scripts.extend(self._others_server, (delivery,), self._lock_ms))
+        except LOST:
+            return False
+        if not lost:
+            delivery.renewed = now
+        return lost
 
     def wait_on(self, pending: Sequence[tuple[Delivery, Ending]]) -> None:
         """They could not be sent, or nobody knows: they go first the next time."""
@@ -257,7 +272,12 @@ class Leases:
 
     def _lock_again(self, server: Server) -> None:
         """The locks have expired, in an outage perhaps: where nobody else has the jobs, they still end as they did here."""
-        batch = [self._unlocked.popleft() for _ in range(min(len(self._unlocked), scripts.BATCH))]
+        batch: list[tuple[Delivery, Ending]] = []
+        while self._unlocked and len(batch) < scripts.BATCH:
+            try:
+                batch.append(self._unlocked.popleft())
+            except IndexError:
+                break  # another thread sends too
         try:
             lost = set(scripts.extend(server, [delivery for delivery, _ in batch], self.options.lock_ms))
         except BaseException:
@@ -330,6 +350,7 @@ class Leases:
                 pause = AFTER_ERROR_S
             except Exception as error:
                 logger.say(logging.ERROR, "unexpected error while keeping jobs", error=error)
+                failing = True
                 pause = AFTER_ERROR_S
             self._dozing = True
             if self._sending_since is None or failing:
@@ -341,7 +362,7 @@ class Leases:
         self._server.close()
         self._server.closed = False
         self._keeps = False
-        if not self._leaving and (self._held or self._endings or self._consumed):
+        if not self._leaving and (self._held or self._endings or self._consumed or self._astray):
             self._ensure_thread()  # added while this one was on its way out
 
     def _turn(self) -> float:
@@ -376,11 +397,13 @@ class Leases:
             batch = due[at : at + scripts.BATCH]
             lost = set(scripts.extend(self._server, batch, self.options.lock_ms))
             for index, delivery in enumerate(batch):
-                delivery.renewed = now
                 if index in lost and not delivery.settled and delivery.tag in self._held:
-                    # Finished elsewhere, or taken over after a stall: its end will be refused by the token.
+                    # Finished elsewhere, or taken over after a stall: it is not begun here, or its end will be refused by the token.
                     logger.say(logging.WARNING, "could not renew lock for job %s", shown(delivery.id))
-                    delivery.renewed = now + 3600
+                    if not delivery.forget_unstarted():
+                        delivery.renewed = now + 3600
+                else:
+                    delivery.renewed = now
 
     def _recall(self, now: float) -> None:
         astray = dict(self._astray)

@@ -58,6 +58,11 @@ def new_lock() -> Any:
     return _original(_thread, "allocate_lock")()
 
 
+def new_rlock() -> Any:
+    """The same, for a thread that may come back while it holds it."""
+    return _original(_thread, "RLock")()
+
+
 class Logger:
     """What threads of ours have to say. `logging` has locks that belong to the event loop where there is one: eventlet never wakes another
     thread that waits for one. There it is kept until the loop comes by to say it."""

@@ -26,12 +26,13 @@ _GENERATED = uuid.UUID("6f0b1c52-9d1e-4f5e-8f43-0b6c4b9c2f6d")
 
 
 class Publication(NamedTuple):
-    """One message for a queue: its base, the job, when it was published (ms). `carried`: by the task that the job is."""
+    """One message for a queue: its base, the job, when it was published (ms). `carried`: the id of the job that the task publishing it is,
+    where the two tasks are the same."""
 
     base: str
     outgoing: Outgoing
     now: int
-    carried: bool = False
+    carried: str = ""
 
 
 class Sent(NamedTuple):
@@ -102,11 +103,13 @@ def _new_job(one: Publication, attempt: int) -> scripts.NewJob:
     job_id, more = outgoing.job_id, ""
     if task_id is not None and not options.job_id:
         more = "unique"
+        # `carried`: the job could not be carried on, perhaps because it has been and the answer was lost.
+        if carried and not attempt:
+            job_id = carried
         # A generated id is always the same for the same message.
-        if attempt or not job_id:
+        elif attempt or not job_id:
             job_id = str(uuid.uuid5(_GENERATED, f"{task_id} {now} {attempt}"))
         if options.more or carried:
-            # `carried`: the job could not be carried on, perhaps because it has been and the answer was lost.
             more = json.dumps({**options.more, "unique": True, **({"carried": True} if carried else {})})
     elif options.more:
         more = json.dumps(options.more)

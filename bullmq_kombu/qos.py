@@ -43,7 +43,7 @@ class QoS(virtual.QoS):
 
     def in_hand(self) -> tuple[int, bool]:
         """How many jobs are held, and whether any of them has not been started."""
-        held = self._held
+        held = list(self._held)  # a pool's threads may end some meanwhile
         return len(held), any(not one.started for one in held)
 
     def taken(self, one: Delivery | Pushed, tag: str | None = None) -> None:

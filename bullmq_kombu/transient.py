@@ -24,6 +24,8 @@ KEPT_MS = 24 * 3_600_000
 UNDECLARED_KEPT_MS = 300_000
 #: How long it is remembered that a queue is, or is not, of this kind, s.
 KNOWN_FOR_S = 60.0
+#: Of how many queues that is remembered before those of which it is no longer known are forgotten.
+KNOWN_AT_MOST = 1000
 #: The same for the queues of jobs that a broadcast exchange leads to, s.
 BOUND_FOR_S = 1.0
 
@@ -90,6 +92,10 @@ class TransientQueues:
         if known is not None and (known[1] == 0.0 or known[1] > time.monotonic()):
             return known[0]
         found = bool(self._server.call("EXISTS", f"{self._keys.base}queue:{queue}"))
+        if len(self._known) >= KNOWN_AT_MOST:
+            # Every `celery inspect` has a queue of its own for the answers.
+            now = time.monotonic()
+            self._known = {name: one for name, one in self._known.items() if one[1] == 0.0 or one[1] > now}
         self._known[queue] = (found, time.monotonic() + KNOWN_FOR_S)
         return found
 

@@ -143,6 +143,7 @@ class JobRequest:
 
     _delivery: Delivery | None = None
     _rejected: bool | None = None  # by the request itself; the value is `requeue`
+    _stored: Any = None  # what the task had stored before its process was lost
     _is_stopped = False  # Celery is about to end the task from outside
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -168,8 +169,8 @@ class JobRequest:
 
             def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
                 delivery = self._delivery
-                if delivery is not None and delivery.settled:
-                    raise TaskRevokedError(self.id)  # given back meanwhile
+                if delivery is not None and delivery.lose_if_lost():
+                    raise TaskRevokedError(self.id)  # given back meanwhile, or taken over
                 result = execute(self, pool, **kwargs)
                 if delivery is not None and not _tasks_run_here:
                     delivery.handed = result
@@ -227,6 +228,11 @@ class JobRequest:
             finally:
                 self._job_raised(exc_info)
 
+    def _success_was_stored(self) -> Any:
+        """Celery 5.7's, for a lost process: then the task has succeeded for it, and so has the job."""
+        self._stored = cast("Any", super())._success_was_stored()
+        return self._stored
+
     def _job_raised(self, exc_info: Any) -> None:
         delivery = self._delivery
         if delivery is None or delivery.settled:
@@ -244,6 +250,9 @@ class JobRequest:
         elif isinstance(exc, Ignore):
             # By a task that goes on as others, or one that nobody is to hear of: Celery stores no result.
             delivery.complete(silent=True)
+        elif self._stored:
+            carrier = _returned("", self._stored.get("result"))
+            delivery.complete(carrier.returnvalue, carrier.note, silent=self._is_ignored)
         elif isinstance(exc, ENDED_FROM_OUTSIDE) and self._request._already_cancelled:
             self._job_cancelled()
         elif isinstance(exc, Terminated):

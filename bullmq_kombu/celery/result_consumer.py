@@ -13,6 +13,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,7 +54,9 @@ class ResultConsumer(BaseResultConsumer):
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._news = threading.Condition(self._lock)
-        self._waits = False
+        #: The thread that listens for all of them, and what it has heard and not told yet.
+        self._listener: int | None = None
+        self._heard: deque[Heard] = deque()
         self._waker: Waker | None = None
         #: Tasks waited for, and of each what was last heard, so that nothing is told twice.
         self._watched: dict[str, Any] = {}
@@ -166,14 +169,16 @@ class ResultConsumer(BaseResultConsumer):
         """Returns when something was heard, or after `timeout` seconds."""
         self._check_fork()
         timeout = 1.0 if timeout is None else timeout
-        heard: list[Heard] = []
+        me = threading.get_ident()
         with self._lock:
-            if self._waits:
+            is_nested = self._listener == me  # what it tells has callbacks, and one of them waits for another result
+            if self._listener is not None and not is_nested:
                 self._news.wait(timeout)
                 return
-            self._waits = True
+            self._listener = me
         try:
-            heard = self._listen(time.monotonic() + timeout)
+            if not self._heard:
+                self._heard.extend(self._listen(time.monotonic() + timeout))
         except self._connection_errors as error:
             logger.debug("waiting for results goes on with a new connection: %s", error)
             with self._lock:
@@ -181,17 +186,18 @@ class ResultConsumer(BaseResultConsumer):
             time.sleep(min(AFTER_ERROR_S, timeout))
         finally:
             try:
-                self._tell(heard)
+                self._tell()
             finally:
                 with self._lock:
-                    self._waits = False
+                    self._listener = me if is_nested else None
                     self._news.notify_all()
                     self._leave_channels()
 
-    def _tell(self, heard: list[Heard]) -> None:
+    def _tell(self) -> None:
         """Outside the lock: what is told may have callbacks that wait for other results. One that cannot be read keeps none back."""
         unreadable: Exception | None = None
-        for what in heard:
+        while self._heard:
+            what = self._heard.popleft()
             try:
                 meta = self.backend.decode_result(what.encode("utf-8", "surrogateescape")) if isinstance(what, str) else what
                 task_id, token = meta["task_id"], _token(meta)

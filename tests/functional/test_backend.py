@@ -20,6 +20,7 @@ from celery import Celery, chain, chord, group
 from celery.exceptions import ChordError, TaskRevokedError
 from celery.exceptions import TimeoutError as ResultTimeoutError
 from celery.result import AsyncResult, GroupResult
+from celery.worker.request import Request
 from jobs import Job
 from results_app import make_app
 from servers import Server, end, missing, spawn
@@ -175,6 +176,34 @@ def test_then_calls_back(app: Celery) -> None:
     result.then(lambda result: seen.append(result.result))
     assert result.get(timeout=TIMEOUT_S) == 4
     assert seen == [4]
+
+
+@pytest.mark.skipif(not hasattr(Request, "_success_was_stored"), reason="Celery 5.7 looks whether a lost process had stored its result")
+@pytest.mark.parametrize("late", [False, True])
+def test_a_task_whose_process_is_lost_when_its_result_is_stored(app: Celery, redis_client: redis.Redis, queue: str, late: bool) -> None:
+    """It has succeeded for both sides."""
+    app.tasks["r.dies.afterwards"].acks_late = late
+    result = send(app, "r.dies.afterwards")
+    assert result.get(timeout=TIMEOUT_S) == [1]
+    job = Job(redis_client, queue, result.id).wait_for("completed", "failed")
+    assert (job.state, job.returnvalue) == ("completed", [1])
+
+
+def test_a_callback_may_wait_for_another_result(app: Celery, tmp_path: Path) -> None:
+    """The thread that calls it is the one that listens for all."""
+    heard: list[Any] = []
+    ats = [tmp_path / "first", tmp_path / "second"]
+    first, second = (send(app, "r.wait", str(at)) for at in ats)
+
+    def then(result: AsyncResult) -> None:
+        ats[1].with_suffix(".go").touch()
+        heard.append(second.get(timeout=TIMEOUT_S))
+
+    first.then(then)
+    wait_until(lambda: all(at.with_suffix(".started").exists() for at in ats), what="both to run")
+    ats[0].with_suffix(".go").touch()
+    assert first.get(timeout=TIMEOUT_S) == "done"
+    assert heard == ["done"]
 
 
 def test_what_a_task_says_of_itself_is_told_and_is_the_jobs_progress(

@@ -24,6 +24,9 @@ from kombu.simple import SimpleQueue
 from servers import Server
 from waiting import wait_until
 
+from bullmq_kombu import Queue as Jobs
+from bullmq_kombu.carry import Carried, current
+
 OPTIONS: dict[str, Any] = {"lock_duration": 1.0, "stalled_interval": 1.0, "drain_delay": 1.0}
 
 
@@ -313,9 +316,6 @@ def test_broadcast_queues(connection: Connection, other: Connection, redis_clien
         assert first.drain(1, connection) == second.drain(1, other) == ["news"]
 
 
-# -- several threads, and servers that are away ----------------------------------------------------------------------------------
-
-
 #: What may stand where a message is expected: of another program, or another release.
 NO_MESSAGES = [
     b"x", b"", b"null", b"[]", b"{}", b'{"properties": 5}', b'{"properties": {}, "headers": [1]}', b"\xff", b"\x1b[31m\n", b"[" * 100_000,
@@ -352,6 +352,9 @@ def test_what_is_no_message_is_dropped(
     said = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(said) == len(NO_MESSAGES)
     assert all(text.isprintable() and "is none, and dropped" in text for text in said)
+
+
+# -- several threads, and servers that are away ----------------------------------------------------------------------------------
 
 
 def test_several_threads(connection: Connection, other: Connection, queue_name: str) -> None:
@@ -583,6 +586,47 @@ def test_a_reply_comes_whatever_the_time_is(connection: Connection, other: Conne
         redis_client.delete(f"bull::kombu:queue:{queue_name}")
         publish(other, "too late", exchange=answers, routing_key="mine")
         assert not redis_client.exists(table)
+
+
+def test_queues_of_others_are_not_remembered_for_ever(connection: Connection, queue_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each `celery inspect` has one of its own, and the worker that answers lives long."""
+    monkeypatch.setattr("bullmq_kombu.transient.KNOWN_FOR_S", 0.0)
+    monkeypatch.setattr("bullmq_kombu.transient.KNOWN_AT_MOST", 10)
+    for number in range(30):
+        publish(connection, "answer", routing_key=f"{queue_name}-{number}", correlation_id="asked")
+    assert len(connection.default_channel.transient._known) <= 10
+
+
+def test_a_subscription_whose_connection_was_closed_is_made_anew(connection: Connection, other: Connection, queue_name: str) -> None:
+    """As a server that refuses it for a while has it closed."""
+    exchange = Exchange(f"{queue_name}.all", "fanout")
+    with Inbox(connection, Queue("", exchange, exclusive=True, auto_delete=True)) as inbox:
+        publish(other, 1, exchange=exchange)
+        assert inbox.drain(1) == [1]
+        inbox.consumer.channel.intake.fanout._wire.close()
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.2)
+        publish(other, 2, exchange=exchange)
+        assert inbox.drain(2) == [1, 2]
+
+
+def test_a_retry_whose_answer_was_lost_is_the_same_job(
+    connection: Connection, redis_client: redis.Redis, queue_name: str, server: Server
+) -> None:
+    """Also where Node has numbered the job, so that it and its task have different ids."""
+    with Jobs(queue_name, server.url) as queue:
+        job_id = queue.add("again", {"a": 1}).id
+    message = connection.default_channel.basic_get(queue_name)
+    job = message.properties["bullmq"]
+    assert job["job"] == job_id
+    carried = current.set(Carried(f"bull:{queue_name}:", job_id, job["token"], message.headers["id"]))
+    try:
+        for _ in range(2):  # the second time it is not in hand any more
+            body = [[], {"a": 1}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+            publish(connection, body, routing_key=queue_name, headers={**message.headers, "retries": 1})
+    finally:
+        current.reset(carried)
+    assert jobs_of(redis_client, queue_name, "wait") == [job_id]
 
 
 # -- with Celery ---------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -338,3 +339,35 @@ def _after(seconds: float) -> Any:
 
     until = time.monotonic() + seconds
     return lambda: time.monotonic() > until
+
+
+@LATE
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_what_was_taken_over_while_the_worker_was_stopped_is_not_run_by_it_too(
+    pool: str, server: Server, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, *, is_late: bool
+) -> None:
+    """It was reserved, its locks have expired, and another worker has done it."""
+    quick = {"lock_duration": 2.0, "stalled_interval": 0.5}
+    running, reserved, last = tmp_path / "running", [tmp_path / f"reserved-{n}" for n in range(3)], tmp_path / "last"
+    for at in (*reserved, last):
+        go(at)
+    with sender(server) as app:
+        first = job(app.send_task("hold.late", args=[str(running)], queue=queue_name).id)
+        behind = [job(app.send_task(name_of("hold", is_late), args=[str(at)], queue=queue_name).id) for at in reserved]
+        stopped = worker(queue_name, f"{queue_name}-own", pool=pool, options=quick, **ONE_OF_FOUR)
+        wait_until(lambda: runs(running) == 1, what="the task to run")
+        wait_until(lambda: len(jobs_of(first.client, queue_name, "active")) == 4, what="three to be in hand")
+        os.killpg(stopped.pid, signal.SIGSTOP)
+        try:
+            other = worker(pool="threads", concurrency=2, options=quick)
+            for one in behind:
+                one.wait_for("completed")
+        finally:
+            os.killpg(stopped.pid, signal.SIGCONT)
+        go(running)
+        first.wait_for("completed")
+        own = Job(first.client, f"{queue_name}-own", app.send_task("hold", args=[str(last)], queue=f"{queue_name}-own").id)
+        own.wait_for("completed")
+    # Whether on a busy machine the other one ran any twice is not the question here.
+    assert {pid for at in reserved for pid in Path(f"{at}.runs").read_text().split()} == {str(other.pid)}
+    assert {one.hash["pb"] for one in behind} == {other.name}

@@ -70,6 +70,14 @@ def make_app(broker: str, backend: str, **settings: Any) -> Celery:
         self.update_state(state="PROGRESS", meta={"page": 2})
         return "read"
 
+    class DiesAfterwards(Task):
+        def on_success(self, *args: Any) -> None:
+            os._exit(1)
+
+    @app.task(shared=False, name="r.dies.afterwards", base=DiesAfterwards)
+    def dies_afterwards() -> list[int]:
+        return [1]
+
     @app.task(shared=False, name="r.set.aside", bind=True)
     def set_aside(self: Task) -> None:
         self.update_state(state="SET ASIDE", meta="for later")
