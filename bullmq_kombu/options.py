@@ -48,9 +48,9 @@ WITHOUT_MEANING = frozenset({
 })  # fmt: skip
 
 
-def _option(default: Any, meaning: str, unit: str = "") -> Any:
-    """One option as a field; the documentation's table is made from these."""
-    return field(default=default, metadata={"meaning": meaning, "unit": unit})
+def _option(default: Any, meaning: str, unit: str = "", *, secret: bool = False) -> Any:
+    """One option as a field; the documentation's table is made from these. The value of a `secret` one is never printed."""
+    return field(default=default, repr=not secret, metadata={"meaning": meaning, "unit": unit})
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Options:
     metrics: int | Mapping[str, Any] | None = _option(None, "for how many minutes BullMQ's metrics are kept", "min")
     max_len_events: int = _option(MAX_LEN_EVENTS, "about how many events a new queue's stream keeps")
     skip_version_check: bool = _option(False, "do not ask the server for its version and eviction policy")
-    connection: Any = _option(None, "a redis-py client or pool to share; blocking commands use connections of their own")
+    connection: Any = _option(None, "a redis-py client or pool to share; blocking commands use connections of their own", secret=True)
     socket_timeout: float | None = _option(SOCKET_TIMEOUT_S, "the longest an answer may take", "s")
     socket_connect_timeout: float | None = _option(SOCKET_TIMEOUT_S, "the longest connecting may take", "s")
     socket_keepalive: bool | None = _option(None, "TCP keepalive")
@@ -83,7 +83,9 @@ class Options:
     queue_order_strategy: str = _option("round_robin", "which of several queues is asked first: round_robin, sorted, priority (as listed)")
     master_name: str | None = _option(None, "Sentinel's name of the master")
     min_other_sentinels: int = _option(0, "how many other sentinels must agree")
-    sentinel_kwargs: Mapping[str, Any] | None = _option(None, "options of the connections to the sentinels, their password for one")
+    sentinel_kwargs: Mapping[str, Any] | None = _option(
+        None, "options of the connections to the sentinels, their password for one", secret=True
+    )
 
     @property
     def lock_ms(self) -> int:
@@ -164,7 +166,7 @@ def _check_types(accepted: Mapping[str, Any]) -> None:
         if name in _BOOLEANS and not isinstance(value, bool):
             raise BadInput(f"broker transport option {name!r} must be true or false, not {value!r}")
         if name in _MAPPINGS and not isinstance(value, Mapping):
-            raise BadInput(f"broker transport option {name!r} must be a dictionary, not {value!r}")
+            raise BadInput(f"broker transport option {name!r} must be a dictionary, not a {type(value).__name__}")
         if name == "master_name" and not isinstance(value, str):
             raise BadInput(f"broker transport option 'master_name' must be a text, not {value!r}")
         if name == "metrics":

@@ -139,3 +139,17 @@ def test_a_client_to_share_is_taken_as_it_is() -> None:
     client = object()
 
     assert check_options({"connection": client}).connection is client
+
+
+def test_what_is_printed_of_options_has_no_secrets() -> None:
+    class Client:
+        def __repr__(self) -> str:
+            return "s3cret"
+
+    options = check_options({"sentinel_kwargs": {"password": "s3cret"}, "connection": Client(), "prefix": "{shop}"})
+
+    assert "s3cret" not in repr(options)
+    assert "{shop}" in repr(options)
+    with pytest.raises(BadInput, match="'sentinel_kwargs' must be a dictionary, not a str") as caught:
+        check_options({"sentinel_kwargs": "password=s3cret"})
+    assert "s3cret" not in str(caught.value)
