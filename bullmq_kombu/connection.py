@@ -483,7 +483,7 @@ class _Locator:
         return self._ask_sentinels() if self.address.kind == "sentinel" else self._ask_cluster()
 
     def _ask_sentinels(self) -> tuple[str, int]:
-        from redis.sentinel import Sentinel
+        from redis.sentinel import MasterNotFoundError, Sentinel
 
         if not self.options.master_name:
             raise BadInput("a bullmq+sentinel:// URL needs broker_transport_options = {'master_name': …}")
@@ -498,6 +498,13 @@ class _Locator:
         )
         try:
             host, port = sentinel.discover_master(self.options.master_name)
+        except MasterNotFoundError as error:
+            # redis-py before 7 shows all it connects with.
+            text = str(error)
+            for name in ("password", "ssl_password"):
+                if greeting.get(name):
+                    text = text.replace(str(greeting[name]), "**")
+            raise MasterNotFoundError(text) from None
         finally:
             for client in sentinel.sentinels:
                 client.close()
