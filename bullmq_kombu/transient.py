@@ -113,7 +113,10 @@ class TransientQueues:
 
     def put_back(self, pushed: Pushed) -> None:
         """To the head, as if it had not been taken."""
-        priority = json.loads(pushed.payload)["properties"].get("priority") or 0
+        try:
+            priority = int(json.loads(pushed.payload)["properties"].get("priority") or 0)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            priority = 0  # somebody else's text: whoever opens it says so
         self.push(pushed.queue, pushed.payload, priority, first=True)
 
     def pop(self, queue: str, count: int) -> list[Pushed]:
