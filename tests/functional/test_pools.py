@@ -175,9 +175,14 @@ class Multi:
         self._worker = ["--pidfile=%n.pid", "--logfile=%n.log", "-A", "tasks", "-l", "INFO", "-Q", queue, "-c", "1"]
         self._worker += ["--without-mingle", "--without-gossip"]
         (folder / "tasks.py").write_text((APPS / "tasks.py").read_text())
+        # `celery multi` parts the interpreter's path at blanks, and a checkout's may have some.
+        self._python = folder / "python"
+        self._python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        self._python.chmod(0o755)
 
     def __call__(self, verb: str) -> None:
-        command = [sys.executable, "-m", "celery", "multi", verb, "one", *self._worker]
+        run = f"import sys; sys.executable = {str(self._python)!r}; from celery.__main__ import main; main()"
+        command = [sys.executable, "-c", run, "multi", verb, "one", *self._worker]
         done = subprocess.run(command, cwd=self._folder, env=self._environment, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done
 
