@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from billiard import current_process
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
 
@@ -250,8 +251,9 @@ def hard_again(self: Task, at: str) -> Any:
 
 
 def be_killed() -> None:
-    # Celery itself has another process run a task whose process is gone before the main one has read that it began.
-    time.sleep(0.5)
+    if current_process().name != "MainProcess":
+        # Celery itself has another process run a task whose process is gone before the main one has read that it began.
+        time.sleep(0.5)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
