@@ -28,8 +28,6 @@ KNOWN_FOR_S = 60.0
 KNOWN_AT_MOST = 1000
 #: The same for the queues of jobs that a broadcast exchange leads to, s.
 BOUND_FOR_S = 1.0
-
-
 #: When it is tried again to keep them where the server could not be written to, s.
 AFTER_REFUSAL_S = 1.0
 

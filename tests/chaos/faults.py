@@ -280,19 +280,15 @@ class _Faults:
 
     @staticmethod
     @contextlib.contextmanager
-    def clock_ahead(arena: Arena, lasting: float) -> Iterator[None]:
-        arena.set_clock(3600)
+    def clock_ahead(arena: Arena, lasting: float, by_s: float = 3600) -> Iterator[None]:
+        arena.set_clock(by_s)
         yield
         wait_out(lasting)
         arena.set_clock(0)
 
     @staticmethod
-    @contextlib.contextmanager
-    def clock_behind(arena: Arena, lasting: float) -> Iterator[None]:
-        arena.set_clock(-3600)
-        yield
-        wait_out(lasting)
-        arena.set_clock(0)
+    def clock_behind(arena: Arena, lasting: float) -> contextlib.AbstractContextManager[None]:
+        return _Faults.clock_ahead(arena, lasting, by_s=-3600)
 
     @staticmethod
     @contextlib.contextmanager
