@@ -96,12 +96,12 @@ class Channel(virtual.Channel):
             self.transient.is_none(queue)
 
     def _has_queue(self, queue: str, **kwargs: Any) -> bool:
-        if queue in self.transient:
+        if queue in self.transient or self.server.call("EXISTS", f"{self.keys.base}queue:{queue}"):
             return True
-        keys = [f"{self.keys.base}queue:{queue}"]
-        if queue and ":" not in queue:
-            keys.append(queue_base(self.options.prefix, queue) + "meta")
-        return bool(self.server.call("EXISTS", *keys))
+        return self._has_jobs_queue(queue)
+
+    def _has_jobs_queue(self, queue: str) -> bool:
+        return bool(queue) and ":" not in queue and bool(self.server.call("EXISTS", queue_base(self.options.prefix, queue) + "meta"))
 
     def _size(self, queue: str) -> int:
         """Jobs that a worker could take now (not delayed, not active), or messages of a list."""
@@ -222,7 +222,7 @@ class Channel(virtual.Channel):
         is_answer = properties.get("correlation_id") and not properties.get("reply_to")
         if "task" in message["headers"] or not (is_answer or (properties.get("delivery_info") or {}).get("exchange")):
             return False
-        if not self.transient.is_one(queue) and self._has_queue(queue):
+        if not self.transient.is_one(queue) and self._has_jobs_queue(queue):
             self.transient.is_none(queue)
             return False
         return True

@@ -574,6 +574,15 @@ def test_reply_to_a_queue_that_has_expired(
         assert not list(redis_client.scan_iter(f"bull:{queue_name}:*", 1000))
 
 
+def test_reply_to_somebody_who_comes_back(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """As a second `celery inspect` of one process does: it has the queue of the first."""
+    publish(other, "nobody is there", routing_key=queue_name, correlation_id="asked")
+    with Inbox(connection, Queue(queue_name, exclusive=True, auto_delete=True)) as inbox:
+        publish(other, "you are back", routing_key=queue_name, correlation_id="asked again")
+        assert inbox.drain(1) == ["you are back"]
+    assert not list(redis_client.scan_iter(f"bull:{queue_name}:*", 1000))
+
+
 def test_a_reply_comes_whatever_the_time_is(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
     """Where the clocks of two machines differ by more than such a queue is kept."""
     answers = Exchange(f"{queue_name}.answers", "direct")
