@@ -105,7 +105,8 @@ class Backend(BaseKeyValueStoreBackend, AsyncBackendMixin):
         self.group_keyprefix = self.results.group_key("")
         self.task_keyprefix = self.results.channel("")
         self._hints = LRUCache(limit=HINTS)
-        after_task_publish.connect(self._note_queue)
+        # Before Celery 5.7 all backends of a process are one receiver unless they say that they are not.
+        after_task_publish.connect(self._note_queue, dispatch_uid=object())
         self.result_consumer = ResultConsumer(self, self.app, self.accept, self._pending_results, self._pending_messages)
 
     def as_uri(self, include_password: bool = False) -> str:

@@ -568,8 +568,10 @@ def test_many_threads_wait_on_one_backend(app_of: AppOf, queue: str) -> None:
 
 
 def test_a_result_of_ones_own_task_is_not_looked_for_in_all_queues(queue_name: str) -> None:
+    """Nor where another app of the process has a backend too."""
     # A server of its own, which nobody else asks anything meanwhile.
-    with Server() as server, server.client() as client, make_app(server.url, server.url) as app:
+    with Server() as server, server.client() as client, make_app(server.url, server.url) as other, make_app(server.url, server.url) as app:
+        assert other.backend is not app.backend
         client.sadd("bull::kombu:queues", *(f"other-{number}" for number in range(500)))
 
         def looks() -> int:
