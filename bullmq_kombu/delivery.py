@@ -40,7 +40,7 @@ class Delivery:
     """One job in hand. `base`, `id`, `token` guard its end; `fields` is the hash as it was before the activation."""
 
     __slots__ = (
-        "__weakref__", "_leases", "_on_settled", "base", "began", "committed", "fields", "handed", "id", "managed", "reason", "renewed",
+        "__weakref__", "_leases", "_on_settled", "base", "began", "fields", "handed", "id", "managed", "reason", "renewed",
         "settled", "started", "tag", "token",
     )  # fmt: skip
 
@@ -56,7 +56,6 @@ class Delivery:
         self.started = False
         #: When the work began (monotonic, s); None before.
         self.began: float | None = None
-        self.committed = False
         self.settled = False
         #: Why it will be rejected, where that is known before.
         self.reason: str | None = None
@@ -73,7 +72,7 @@ class Delivery:
 
     def start(self, *, at_most_once: bool, here: bool = False) -> None:
         """The work begins, unless the job has been given back. `at_most_once`: should this process die, the job is failed instead of run
-        again. `here`: the work may be what ends this process, so the promise is in Redis before."""
+        again. `here`: the work may be what ends this process, so the promise is sent before."""
         if here and self.lose_if_lost():
             return
         with _beginning:
@@ -82,9 +81,10 @@ class Delivery:
             self.started = True
         self.began = time.monotonic()
         if at_most_once:
-            self.committed = True
-            if not (here and self._leases.promise(self)):
-                self._leases.note(self, Ending("commit", self.base, self.id, self.token))
+            if here:
+                self._leases.promise(self)
+            else:
+                self._leases.note_promise(self)
 
     def seconds(self) -> float | None:
         """How long the work has been going on; None where it has not begun."""

@@ -31,6 +31,7 @@ from bullmq_kombu.connection import Address, Server
 from bullmq_kombu.delivery import LOST, Delivery, Flight, now_ms
 from bullmq_kombu.errors import job_error, shown
 from bullmq_kombu.options import Options
+from bullmq_kombu.promises import Promises
 from bullmq_kombu.scripts import Ending, Worker
 
 logger = native.Logger(logging.getLogger(__name__))
@@ -63,6 +64,7 @@ class Leases:
         self.observers: list[Callable[[Delivery, Ending], None]] = []
         self._server = Server(address, options)
         self._others_server = Server(address, options)
+        self._promises = Promises(self._others_server, self.note_promise)
         self._held: dict[str, Delivery] = {}
         self._endings: deque[tuple[Delivery, Ending]] = deque()
         self._consumed: dict[str, int] = {}
@@ -157,6 +159,23 @@ class Leases:
         if self._sending_since is None:
             self._arm()
 
+    def promise(self, delivery: Delivery) -> None:
+        """Sends at once that the job is run at most once: the work may end this process."""
+        if native.is_green():
+            # Answers that are read later would be read in another thread, and the connection belongs to this one's loop.
+            try:
+                scripts.commit(self._others_server, delivery.base, delivery.id, delivery.token)
+            except LOST:
+                self.note_promise(delivery)
+            return
+        self._promises.make(delivery)
+        if self._dozing:
+            self._bell.ring()
+
+    def note_promise(self, delivery: Delivery) -> None:
+        """Sends the same soon."""
+        self.note(delivery, Ending("commit", delivery.base, delivery.id, delivery.token))
+
     def remember_kept(self, stored_options: str, keep: Keep) -> Keep:
         if len(self.kept) >= KEPT_REMEMBERED:
             self.kept.clear()
@@ -200,19 +219,10 @@ class Leases:
             for delivery in told:
                 delivery.tell()
 
-    # From any thread but the one that keeps the locks, whose connections may belong to another event loop.
-
-    def promise(self, delivery: Delivery) -> bool:
-        """Sends by itself that the job is run at most once. False where Redis does not answer."""
-        try:
-            scripts.commit(self._others_server, delivery.base, delivery.id, delivery.token)
-        except LOST:
-            return False
-        return True
-
     def has_lost(self, delivery: Delivery) -> bool:
         """Whether somebody else has the job by now. Redis is asked only where the lock may have expired, as when this process was stopped
-        for long; where it does not answer nobody else can have got it either."""
+        for long; where it does not answer nobody else can have got it either. From any thread but the one that keeps the locks, whose
+        connections may belong to another event loop."""
         now = time.monotonic()
         if now - delivery.renewed < self.options.lock_duration:
             return False
@@ -353,10 +363,10 @@ class Leases:
                 failing = True
                 pause = AFTER_ERROR_S
             self._dozing = True
-            if self._sending_since is None or failing:
+            if failing or not self._is_sending:
                 self._bell.wait(pause)
             self._dozing = False
-            if self._sending_since is not None and not failing:
+            if self._is_sending and not failing:
                 # Give the next take the chance to carry them.
                 time.sleep(SEND_WITHIN_S)
         self._server.close()
@@ -381,16 +391,21 @@ class Leases:
                 flight.land_unasked()
         if self._astray and now >= self._next_recall:
             self._recall(now)
-        since = self._sending_since
-        if since is not None and time.monotonic() - since >= SEND_WITHIN_S:
-            self.send()
+        for since, send in ((self._promises.since, self._promises.look), (self._sending_since, self.send)):
+            if since is not None and time.monotonic() - since >= SEND_WITHIN_S:
+                send()
         # Not only while jobs are held: nobody wakes this thread when the first ones are taken.
         pause = period / 2
         if self._consumed:
             if now >= self._next_recovery:
                 self._next_recovery = now + self._recover()
             pause = min(pause, max(self._next_recovery - now, 0.0))
-        return 0.0 if self._sending_since is not None else pause
+        return 0.0 if self._is_sending else pause
+
+    @property
+    def _is_sending(self) -> bool:
+        """Whether something was sent, or is to be, that this thread looks after."""
+        return self._sending_since is not None or self._promises.since is not None
 
     def _renew(self, due: Sequence[Delivery], now: float) -> None:
         for at in range(0, len(due), scripts.BATCH):
@@ -440,6 +455,7 @@ class Leases:
         self._unlocked.clear()
         self._locked_again.clear()
         self._astray.clear()
+        self._promises.after_fork()
         self._lock = native.new_lock()
         self._bell = native.Bell()
         self._keeps = False

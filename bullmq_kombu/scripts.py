@@ -122,7 +122,7 @@ def names() -> list[str]:
     return sorted(file.name[:-4] for file in _folder().iterdir() if file.name.endswith(".lua") and not file.name.startswith("_"))
 
 
-def run(server: Server, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
+def run(server: Server | Wire, name: str, keys: Sequence[Any], args: Sequence[Any]) -> Any:
     """Runs a script by its hash, and by its text where the server does not know it (yet, or any more)."""
     script = load(name)
     try:
@@ -267,10 +267,15 @@ def recover(server: Server, bases: Sequence[str], now: int, max_stalled_count: i
     return [(bases[flat[at] - 1], flat[at + 1]) for at in range(0, len(flat), 2)], again
 
 
-def commit(server: Server, base: str, job_id: str, token: str) -> int:
+def commit(server: Server | Wire, base: str, job_id: str, token: str) -> int:
     """The job in hand is run at most once from now on. 0, or a code."""
     code: int = run(server, "commit", (base,), (job_id, token))
     return code
+
+
+def commit_later(wire: Wire, base: str, job_id: str, token: str) -> Flight:
+    """As `commit`; its answer is the code."""
+    return Flight(wire, "commit", (base,), (job_id, token))
 
 
 def wait_children(server: Server, base: str, job_id: str, token: str, now: int) -> int:

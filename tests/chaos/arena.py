@@ -105,13 +105,14 @@ class Arena:
 
     # -- tasks, and what became of them
 
-    def send(self, app: Celery, *, held: bool, value: Any = None, **options: Any) -> AsyncResult:
-        """A task that notes each of its runs; `held`: until `let_go`."""
+    def send(self, app: Celery, *, held: bool, value: Any = None, early: bool = False, **options: Any) -> AsyncResult:
+        """A task that notes each of its runs; `held`: until `let_go`. Acknowledged late, unless `early`."""
         task_id = f"t{secrets.token_hex(8)}"  # all digits would be an id BullMQ refuses
         if not held:
             self.let_go(task_id)
         at = str(self.folder / task_id)
-        return app.send_task("hold.late", kwargs={"at": at, "value": value}, queue=self.queue, task_id=task_id, **options)
+        name = "hold" if early else "hold.late"
+        return app.send_task(name, kwargs={"at": at, "value": value}, queue=self.queue, task_id=task_id, **options)
 
     def send_hoarder(self, app: Celery, *, killed: bool) -> AsyncResult:
         """A task that takes all the memory its process may have, and then fails, or is killed as the kernel would."""
@@ -165,6 +166,11 @@ class Arena:
             except OSError:
                 pass
         return found
+
+    def in_hand(self) -> int:
+        """How many jobs are active."""
+        with self.server.client() as client:
+            return int(client.llen(f"{self.base}active"))  # type: ignore[arg-type]
 
     def leftovers(self) -> dict[str, Any]:
         """Locks, and jobs in places where none should be when nothing is going on."""

@@ -22,8 +22,11 @@ from waiting import wait_until
 LASTING_S = 1.5
 #: Sockets beyond those there were before: a connection may be on its way out.
 SPARE_SOCKETS = 4
+#: When a task begins that is to begin in the fault.
+SOON_S = 0.3
 #: What a worker of two processes may hold, with four for each.
-PREFETCHED = 8
+PROCESSES = 2
+PREFETCHED = 4 * PROCESSES
 #: A worker says what happened, not how often it has looked.
 MOST_LINES = 80
 
@@ -33,8 +36,10 @@ class Moment(enum.Enum):
 
     IDLE = "blocks, waiting for jobs"
     TAKING = "takes one job after the other"
+    RESERVED = "has jobs in hand that it has not begun"
     RUNNING = "runs a task that goes on"
     FINISHING = "has a task whose end falls into the fault"
+    ACKNOWLEDGING = "has to promise meanwhile that a task is run at most once"
     RENEWING = "has to renew a lock meanwhile"
     PUBLISHING = "somebody publishes all the time"
     WAITING = "somebody waits for a result"
@@ -52,7 +57,7 @@ FEW: Mapping[Fault, Sequence[Moment]] = {
     Fault.KILL_BLOCKED: [Moment.IDLE],
     Fault.KILL_SUBSCRIBED: [Moment.WAITING],
     Fault.PAUSE: [Moment.PUBLISHING],
-    Fault.FREEZE: [Moment.RENEWING],
+    Fault.FREEZE: [Moment.RENEWING, Moment.ACKNOWLEDGING],
     Fault.SCRIPT_FLUSH: [Moment.TAKING],
     Fault.CUT: [Moment.RUNNING, Moment.PUBLISHING],
     Fault.DELAY: [Moment.FINISHING],
@@ -63,7 +68,7 @@ FEW: Mapping[Fault, Sequence[Moment]] = {
     Fault.OOM: [Moment.PUBLISHING],
     Fault.BUSY: [Moment.RENEWING],
     Fault.DISK_FULL: [Moment.FINISHING],
-    Fault.WORKER_KILL: [Moment.RUNNING],
+    Fault.WORKER_KILL: [Moment.RUNNING, Moment.RESERVED],
     Fault.WORKER_STOP: [Moment.RENEWING],
     Fault.CHILD_KILL: [Moment.RUNNING],
     Fault.CHILD_OOM: [Moment.TAKING],
@@ -72,6 +77,8 @@ FEW: Mapping[Fault, Sequence[Moment]] = {
     Fault.FAILOVER: [Moment.TAKING],
     Fault.MIGRATION: [Moment.PUBLISHING],
 }
+#: The child that runs out of memory has to run, and all processes are taken.
+IMPOSSIBLE = (Fault.CHILD_OOM, Moment.RESERVED)
 #: So many arenas do then for all faults that need none of their own.
 SHARED = 3
 
@@ -115,7 +122,7 @@ def cases() -> list[Any]:
     for number, fault in enumerate(Fault):
         is_shared = not is_full and fault not in ARENAS
         place = Place(f"shared-{number % SHARED}" if is_shared else fault.slug, ARENAS.get(fault, Arena))
-        found += [(place, fault, moment) for moment in (Moment if is_full else FEW[fault])]
+        found += [(place, fault, moment) for moment in (Moment if is_full else FEW[fault]) if (fault, moment) != IMPOSSIBLE]
     found.sort(key=lambda case: case[0].name)
     return [pytest.param(place, fault, moment, id=f"{fault.slug}-{moment.slug}@{place.name}") for place, fault, moment in found]
 
@@ -207,6 +214,36 @@ def _one_task(arena: Arena, fault: Fault, during: Callable[[str], None], lasting
         assert task.get(timeout=BACK_WITHIN_S) == "value"
 
 
+def reserved(arena: Arena, fault: Fault) -> None:
+    """What nobody had begun runs once, whatever becomes of the worker."""
+    with arena.app() as app:
+        blocking = [arena.send(app, held=True).id for _ in range(PROCESSES)]
+        for one in blocking:
+            arena.wait_for_run(one)
+        behind = [arena.send(app, held=False).id for _ in range(4)]
+        wait_until(lambda: arena.in_hand() == len(blocking) + len(behind), what="all to be in hand")
+        with strike(fault, arena, LASTING_S):
+            pass
+    for one in blocking:
+        arena.let_go(one)
+    for one in behind:
+        arena.wait_for_state(one, "completed", timeout=2 * BACK_WITHIN_S)
+    for one in blocking:
+        arena.wait_for_state(one, "completed", *(["failed"] if fault is Fault.CHILD_KILL else []), timeout=2 * BACK_WITHIN_S)
+    assert [arena.runs(one) for one in behind] == [1] * len(behind)
+
+
+def acknowledging(arena: Arena, fault: Fault) -> None:
+    """The tasks begin while the fault lasts, if they can; each runs once, however late that can be told to Redis."""
+    with arena.app() as app:
+        sent = [arena.send(app, held=False, early=True, countdown=SOON_S).id for _ in range(4)]
+        with strike(fault, arena, LASTING_S):
+            pass
+    for one in sent:
+        arena.wait_for_state(one, "completed", timeout=3 * BACK_WITHIN_S)
+    assert [arena.runs(one) for one in sent] == [1] * len(sent)
+
+
 def running(arena: Arena, fault: Fault) -> None:
     _one_task(arena, fault, lambda task_id: None, LASTING_S)
 
@@ -283,8 +320,10 @@ def waiting(arena: Arena, fault: Fault) -> None:
 SCENES: dict[Moment, Callable[[Arena, Fault], None]] = {
     Moment.IDLE: idle,
     Moment.TAKING: taking,
+    Moment.RESERVED: reserved,
     Moment.RUNNING: running,
     Moment.FINISHING: finishing,
+    Moment.ACKNOWLEDGING: acknowledging,
     Moment.RENEWING: renewing,
     Moment.PUBLISHING: publishing,
     Moment.WAITING: waiting,

@@ -115,6 +115,39 @@ def test_host_lost(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, t
     assert runs(at[0]) == 2
 
 
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_the_task_is_what_ends_its_worker(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str) -> None:
+    """At once, in the worker's own process: by then the promise is on its way."""
+    for n in range(3):
+        lost = worker(pool=pool, concurrency=1, options={"stalled_interval": 60.0})
+        sent = job(app.send_task("die", args=[str(tmp_path / str(n))], queue=queue_name).id)
+        wait_until(lambda lost=lost: lost.process.poll() is not None, what="the worker to be killed")
+        assert runs(tmp_path / str(n)) == 1
+        sent.wait_until(lambda one: "defa" in one.hash, "the promise of an early acknowledgement")
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+@pytest.mark.parametrize("what", ["nothing", "scripts", "connections"])
+def test_promised_where_redis_has_lost(
+    app: Celery, redis_client: redis.Redis, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str, what: str
+) -> None:  # fmt: skip
+    """The scripts, or the connections, after the first promises."""
+    worker(pool=pool, concurrency=1)
+    for one in [job(app.send_task("echo", args=[n], queue=queue_name).id) for n in range(40)]:
+        one.wait_for("completed")
+    if what == "scripts":
+        redis_client.script_flush()
+    elif what == "connections":
+        redis_client.client_kill_filter(_type="normal", skipme=True)
+    at = tmp_path / "it"
+    held = Held(app, job, queue_name, at, is_late=False, others=3)
+    held.first.wait_until(lambda one: "defa" in one.hash, "the promise of an early acknowledgement")
+    go(at)
+    for one in held.jobs:
+        one.wait_for("completed")
+        assert "defa" not in one.hash
+
+
 def test_host_lost_again_and_again(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path) -> None:
     """BullMQ's stalled rule: a job that takes its worker down twice is not tried a third time."""
     at = tmp_path / "it"

@@ -22,7 +22,7 @@ LAYERS = {
     "rules": "values in, values out: errors keys options shapes job_options attempts cron telemetry codec carry collect",
     "server": "one Redis: native address shared patience server_check connection composing scripts admin_scripts",
     "queues": "BullMQ's objects: job schedulers queue queue_view queue_events flows results discovery metrics",
-    "work": "what a consumer does: bindings fanout poller presence delivery leases transient intake qos",
+    "work": "what a consumer does: bindings fanout poller presence delivery promises leases transient intake qos",
     "kombu": "Kombu's interface: publishing batch channel transport",
     "celery": "all that imports Celery: celery",
     "entry": "ways in: _register __init__ __main__ cli contrib",

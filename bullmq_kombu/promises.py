@@ -1,0 +1,83 @@
+"""The promise that a job is run at most once, on its way to Redis before the work begins.
+
+Where tasks run in the process that would have to tell it later, the task may be what ends that process. What is written to a socket
+arrives all the same, so that nobody waits for the answer; answers are read some at a time. Knows neither Kombu nor Celery.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from redis.exceptions import NoScriptError
+
+from bullmq_kombu import native, scripts
+from bullmq_kombu.connection import Server
+from bullmq_kombu.delivery import LOST, Delivery
+
+#: How many answers are left unread at most.
+UNREAD = 16
+
+
+class Promises:
+    """Those of one process. `again` is told of each that Redis may not have got."""
+
+    def __init__(self, server: Server, again: Callable[[Delivery], None]) -> None:
+        self._again = again
+        self._unread: deque[Delivery] = deque()
+        self._wire = server.wire()
+        self._lock = native.new_lock()
+        #: When (monotonic) the first was sent of those of which nobody knows yet whether they arrived.
+        self.since: float | None = None
+
+    def make(self, delivery: Delivery) -> None:
+        """From any thread; not where sockets are gevent's or eventlet's."""
+        with self._lock:
+            if len(self._unread) >= UNREAD:
+                self._read()
+            self._unread.append(delivery)
+            try:
+                if self._wire.is_open:
+                    scripts.commit_later(self._wire, delivery.base, delivery.id, delivery.token)
+                else:
+                    # The first, which a server may not know the script of.
+                    scripts.commit(self._wire, delivery.base, delivery.id, delivery.token)
+                    self._unread.pop()
+            except LOST:
+                self._give_up()
+            if self._unread and self.since is None:
+                self.since = time.monotonic()
+
+    def look(self) -> None:
+        """Whether those made have arrived."""
+        with self._lock:
+            self._read()
+
+    def _read(self) -> None:
+        unknown = []
+        try:
+            while self._unread:
+                try:
+                    self._wire.read()
+                except NoScriptError:
+                    unknown.append(self._unread[0])
+                self._unread.popleft()
+            for delivery in unknown:
+                scripts.commit(self._wire, delivery.base, delivery.id, delivery.token)
+        except LOST:
+            self._unread.extend(unknown)
+            self._give_up()
+        self.since = None
+
+    def _give_up(self) -> None:
+        self._wire.close()
+        while self._unread:
+            self._again(self._unread.popleft())
+
+    def after_fork(self) -> None:
+        """In a child: they are its parent's."""
+        self._unread.clear()
+        self._wire.close()
+        self._lock = native.new_lock()
+        self.since = None
