@@ -133,6 +133,7 @@ def test_a_server_that_lets_a_worker_in_and_refuses_is_not_asked_all_the_time(wo
     """One without memory: a connection is made, what the worker then declares is not."""
     with Server() as server, server.client() as client, app_of(server.url) as app:
         one = worker(on=server)
+        wait_until(lambda: client.info("clients")["blocked_clients"], what="the worker to wait for jobs")
         client.config_set("maxmemory", 1)
         client.client_kill_filter(_type="normal", skipme=True)
         wait_until(lambda: one.log.count("Connection to broker lost") >= 3, 60, "the worker to have been refused twice")
