@@ -26,9 +26,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bullmq_kombu import scripts
-from bullmq_kombu.connection import Wire
 from bullmq_kombu.errors import JobError
 from bullmq_kombu.publishing import Publication, Publisher, Sent
+from bullmq_kombu.wire import Wire
 
 #: How many are stored in one call when nothing else is said: one or two ms of the server's time, a small part of which is the call's own.
 MAX_SIZE = 100

@@ -32,7 +32,7 @@ from bullmq_kombu.bindings import Bindings
 from bullmq_kombu.carry import current
 from bullmq_kombu.codec import NotAJob, Outgoing, job_of, message_of, priority_of
 from bullmq_kombu.collect import collecting
-from bullmq_kombu.connection import Server, wait_any
+from bullmq_kombu.connection import Server
 from bullmq_kombu.delivery import Delivery, now_ms
 from bullmq_kombu.errors import BadInput, JobError, UnrecoverableError, shown
 from bullmq_kombu.intake import Intake, wait_timeout
@@ -44,6 +44,7 @@ from bullmq_kombu.publishing import Publication, Publisher
 from bullmq_kombu.qos import QoS
 from bullmq_kombu.schedulers import next_iteration
 from bullmq_kombu.transient import Pushed, TransientQueues
+from bullmq_kombu.wire import wait_any
 
 logger = logging.getLogger(__name__)
 

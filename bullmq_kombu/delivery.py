@@ -20,9 +20,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bullmq_kombu import native, scripts
 from bullmq_kombu.attempts import add_trace, backoff_ms, has_attempt_left, keep_of
-from bullmq_kombu.connection import ServerNotReady, Wire
 from bullmq_kombu.job_options import read_stored
 from bullmq_kombu.scripts import Ending, Taken
+from bullmq_kombu.wire import ServerNotReady, Wire
 
 if TYPE_CHECKING:
     from bullmq_kombu.leases import Leases

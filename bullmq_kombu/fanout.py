@@ -13,8 +13,9 @@ from typing import Any
 
 from redis.exceptions import NoPermissionError
 
-from bullmq_kombu.connection import Server, Wire
+from bullmq_kombu.connection import Server
 from bullmq_kombu.keys import KombuKeys
+from bullmq_kombu.wire import Wire
 
 logger = logging.getLogger(__name__)
 

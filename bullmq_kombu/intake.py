@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from redis.exceptions import BusyLoadingError, NoPermissionError
 
-from bullmq_kombu.connection import Server, ServerNotReady, Waker, Wire, wait_any
+from bullmq_kombu.connection import Server
 from bullmq_kombu.delivery import Delivery, Flight
 from bullmq_kombu.fanout import Fanout
 from bullmq_kombu.keys import KombuKeys
@@ -28,6 +28,7 @@ from bullmq_kombu.poller import Poller
 from bullmq_kombu.presence import Presence
 from bullmq_kombu.scripts import BATCH, QueueState
 from bullmq_kombu.transient import Pushed, TransientQueues
+from bullmq_kombu.wire import ServerNotReady, Waker, Wire, wait_any
 
 logger = logging.getLogger(__name__)
 

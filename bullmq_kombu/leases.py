@@ -26,8 +26,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bullmq_kombu import native, scripts
+from bullmq_kombu.address import Address
 from bullmq_kombu.attempts import Keep
-from bullmq_kombu.connection import Address, Server
+from bullmq_kombu.connection import Server
 from bullmq_kombu.delivery import LOST, Delivery, Flight, now_ms
 from bullmq_kombu.errors import job_error, shown
 from bullmq_kombu.options import Options

@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from bullmq_kombu.connection import Server, Wire, wait_any
+from bullmq_kombu.connection import Server
 from bullmq_kombu.keys import KombuKeys
 from bullmq_kombu.scripts import QueueState
+from bullmq_kombu.wire import Wire, wait_any
 
 logger = logging.getLogger(__name__)
 

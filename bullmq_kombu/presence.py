@@ -11,7 +11,8 @@ import logging
 
 from redis.exceptions import RedisError
 
-from bullmq_kombu.connection import Server, Wire
+from bullmq_kombu.connection import Server
+from bullmq_kombu.wire import Wire
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from bullmq_kombu import scripts
 from bullmq_kombu.codec import Outgoing
-from bullmq_kombu.connection import Server, Wire
+from bullmq_kombu.connection import Server
 from bullmq_kombu.errors import JobError, job_error
 from bullmq_kombu.keys import KombuKeys
+from bullmq_kombu.wire import Wire
 
 #: How long it is known which job a task is, where the two have different ids, ms: as long as failed jobs are kept.
 ALIAS_KEPT_MS = 7 * 24 * 3_600_000

@@ -18,7 +18,8 @@ from types import TracebackType
 from typing import Any
 
 from bullmq_kombu import admin_scripts, scripts
-from bullmq_kombu.connection import Server, address_of
+from bullmq_kombu.address import address_of
+from bullmq_kombu.connection import Server
 from bullmq_kombu.errors import BadInput, BullMQError, job_error
 from bullmq_kombu.job import Job, to_data
 from bullmq_kombu.job_options import JobOptions, check_job_options, check_size, make_job_options

@@ -30,11 +30,12 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bullmq_kombu import admin_scripts
-from bullmq_kombu.connection import Server, Wire
+from bullmq_kombu.connection import Server
 from bullmq_kombu.errors import JobFailed, job_error
 from bullmq_kombu.keys import queue_base
 from bullmq_kombu.patience import reconnect_delay_s
 from bullmq_kombu.queue import DEFAULT_URL, server_of
+from bullmq_kombu.wire import Wire
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 from bullmq_kombu import scripts
 from bullmq_kombu.bindings import FANOUT_KEPT_MS, Binding, Bindings, pack
-from bullmq_kombu.connection import Server, ServerNotReady
+from bullmq_kombu.connection import Server
 from bullmq_kombu.keys import KombuKeys
+from bullmq_kombu.wire import ServerNotReady
 
 #: How long such a queue is kept when nobody uses it and it does not say for how long, ms.
 KEPT_MS = 24 * 3_600_000

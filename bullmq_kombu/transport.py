@@ -17,9 +17,10 @@ from kombu.exceptions import InconsistencyError
 from kombu.transport import virtual
 from redis import exceptions
 
+from bullmq_kombu.address import DEFAULT_PORT, address_of
 from bullmq_kombu.bindings import Bindings
 from bullmq_kombu.channel import Channel as JobChannel
-from bullmq_kombu.connection import DEFAULT_PORT, Server, address_of, wait_any
+from bullmq_kombu.connection import Server
 from bullmq_kombu.delivery import now_ms
 from bullmq_kombu.intake import wait_timeout
 from bullmq_kombu.job_options import JobOptions
@@ -28,6 +29,7 @@ from bullmq_kombu.leases import leases_of
 from bullmq_kombu.options import check_options
 from bullmq_kombu.patience import FIRST_CONNECTION
 from bullmq_kombu.transient import TransientQueues
+from bullmq_kombu.wire import wait_any
 
 
 def _install_celery_side() -> None:

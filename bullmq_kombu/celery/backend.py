@@ -43,11 +43,12 @@ from kombu.utils.functional import LRUCache, retry_over_time
 from kombu.utils.url import maybe_sanitize_url
 from redis import exceptions
 
+from bullmq_kombu.address import address_of
 from bullmq_kombu.attempts import has_attempt_left
 from bullmq_kombu.celery.current import current_job
 from bullmq_kombu.celery.result_consumer import ResultConsumer
 from bullmq_kombu.codec import arguments_of
-from bullmq_kombu.connection import Server, address_of
+from bullmq_kombu.connection import Server
 from bullmq_kombu.errors import BullMQError, JobFailed, UnrecoverableError
 from bullmq_kombu.job_options import read_stored
 from bullmq_kombu.options import check_options

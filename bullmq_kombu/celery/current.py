@@ -22,7 +22,8 @@ from celery._state import _task_stack
 from celery.exceptions import Ignore
 
 from bullmq_kombu import scripts
-from bullmq_kombu.connection import Server, address_of
+from bullmq_kombu.address import address_of
+from bullmq_kombu.connection import Server
 from bullmq_kombu.errors import BullMQError, job_error
 from bullmq_kombu.job import Job
 from bullmq_kombu.options import check_options

@@ -17,10 +17,10 @@ from typing import Any
 
 from kombu.exceptions import OperationalError
 
-from bullmq_kombu.connection import ServerNotReady
 from bullmq_kombu.errors import BadInput
 from bullmq_kombu.leases import all_leases
 from bullmq_kombu.patience import reconnect_delay_s
+from bullmq_kombu.wire import ServerNotReady
 
 #: How long a shutdown may go unnoticed during a pause, s.
 SLICE_S = 0.1

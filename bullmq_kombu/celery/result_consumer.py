@@ -21,7 +21,7 @@ from celery import states
 from celery.backends.asynchronous import BaseResultConsumer
 from kombu.utils.encoding import bytes_to_str
 
-from bullmq_kombu.connection import Waker, Wire, wait_any
+from bullmq_kombu.wire import Waker, Wire, wait_any
 
 logger = logging.getLogger(__name__)
 

@@ -56,8 +56,8 @@ def make_comparison(request: pytest.FixtureRequest, server: Server, stopped_node
     """`make_comparison(worker=WorkerOptions(…))`: both sides empty. Once per major version of BullMQ."""
     from kombu import Connection
 
+    from bullmq_kombu.address import address_of
     from bullmq_kombu.connection import Server as OurServer
-    from bullmq_kombu.connection import address_of
     from bullmq_kombu.options import check_options
 
     node = stopped_nodes(request.param)

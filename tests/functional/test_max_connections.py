@@ -6,7 +6,8 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 from servers import Server as RealServer
 
-from bullmq_kombu.connection import Server, address_of
+from bullmq_kombu.address import address_of
+from bullmq_kombu.connection import Server
 from bullmq_kombu.options import check_options
 
 

@@ -10,11 +10,12 @@ from kombu import Connection
 from servers import Server
 from waiting import wait_until
 
+from bullmq_kombu.address import address_of
 from bullmq_kombu.connection import Server as Redis
-from bullmq_kombu.connection import address_of, wait_any
 from bullmq_kombu.options import check_options
 from bullmq_kombu.poller import Poller
 from bullmq_kombu.scripts import QueueState
+from bullmq_kombu.wire import wait_any
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from kombu import Connection, Consumer, Exchange, Queue
 from servers import Server
 from waiting import wait_until
 
-from bullmq_kombu.connection import Address
+from bullmq_kombu.address import Address
 from bullmq_kombu.connection import Server as Connections
 from bullmq_kombu.options import Options
 

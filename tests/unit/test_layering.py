@@ -20,7 +20,7 @@ PACKAGE = Path(bullmq_kombu.__file__).parent
 LAYERS = {
     "machine": "what the interpreter had before anybody patched it: native",
     "rules": "values in, values out: errors keys options shapes job_options attempts cron telemetry codec carry collect",
-    "server": "one Redis: native address shared patience server_check connection composing scripts admin_scripts",
+    "server": "one Redis: native address shared patience server_check wire locating connection composing scripts admin_scripts",
     "queues": "BullMQ's objects: job schedulers queue queue_view queue_events flows results discovery metrics",
     "work": "what a consumer does: bindings fanout poller presence delivery promises leases transient intake qos",
     "kombu": "Kombu's interface: publishing batch channel transport",

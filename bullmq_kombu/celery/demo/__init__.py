@@ -24,8 +24,9 @@ from celery.exceptions import TimeoutError as ResultTimeoutError
 from kombu import Connection
 from redis.exceptions import RedisError
 
+from bullmq_kombu.address import Address, address_of
 from bullmq_kombu.celery.demo.node import Node, NodeMissing, install
-from bullmq_kombu.connection import Address, Server, address_of
+from bullmq_kombu.connection import Server
 from bullmq_kombu.keys import DEFAULT_PREFIX, KombuKeys, queue_base
 from bullmq_kombu.options import Options
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from bullmq_kombu.connection import Address
+from bullmq_kombu.address import Address
 
 #: The first start of Node on a cold machine.
 START_WITHIN_S = 30.0
