@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 from bullmq_kombu import native, scripts
@@ -18,6 +19,8 @@ from bullmq_kombu.delivery import LOST, Delivery
 
 #: How many answers are left unread at most.
 UNREAD = 16
+#: Where there is no connection to be had, the next is tried after this time: other threads would wait for each.
+AFTER_ERROR_S = 0.5
 
 
 class Promises:
@@ -28,6 +31,7 @@ class Promises:
         self._unread: deque[Delivery] = deque()
         self._wire = server.wire()
         self._lock = native.new_lock()
+        self._not_before = 0.0
         #: When (monotonic) the first was sent of those of which nobody knows yet whether they arrived.
         self.since: float | None = None
 
@@ -41,13 +45,22 @@ class Promises:
                 if self._wire.is_open:
                     scripts.commit_later(self._wire, delivery.base, delivery.id, delivery.token)
                 else:
-                    # The first, which a server may not know the script of.
-                    scripts.commit(self._wire, delivery.base, delivery.id, delivery.token)
-                    self._unread.pop()
+                    self._first(delivery)
             except LOST:
                 self._give_up()
             if self._unread and self.since is None:
                 self.since = time.monotonic()
+
+    def _first(self, delivery: Delivery) -> None:
+        """The first on a connection: the server may not know the script."""
+        if time.monotonic() < self._not_before:
+            raise RedisConnectionError("a moment ago there was no connection")
+        try:
+            scripts.commit(self._wire, delivery.base, delivery.id, delivery.token)
+        except LOST:
+            self._not_before = time.monotonic() + AFTER_ERROR_S
+            raise
+        self._unread.pop()
 
     def look(self) -> None:
         """Whether those made have arrived."""
