@@ -152,7 +152,7 @@ class Server:
         """Takes a lent wire back; nothing may be on its way on it."""
         if isinstance(wire, Borrowed):
             wire.let_go()
-        elif self.closed or len(self._idle) >= IDLE_WIRES or not wire.is_open:
+        elif self.closed or len(self._idle) >= IDLE_WIRES or not wire.is_open or wire.hurried:
             wire.close()
         else:
             self._idle.append(wire)

@@ -13,12 +13,15 @@ import re
 import select
 import selectors
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from bullmq_kombu import native
 from bullmq_kombu.shared import borrow, plain
@@ -77,10 +80,32 @@ def _as_not_ready(error: ResponseError) -> ServerNotReady | None:
     return found
 
 
+_until: ContextVar[float] = ContextVar("bullmq_kombu_until", default=math.inf)
+
+
+@contextlib.contextmanager
+def within(seconds: float | None) -> Iterator[None]:
+    """No wire waits longer in here, to be connected or to be answered; None for as long as its options say."""
+    if seconds is None:
+        yield
+        return
+    before = _until.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _until.reset(before)
+
+
+def _left() -> float | None:
+    until = _until.get()
+    # A time limit of 0 would mean something else to a socket.
+    return None if until == math.inf else max(until - time.monotonic(), 0.001)
+
+
 class Wire:
     """One connection, opened when first used and again after it broke. For one thread at a time."""
 
-    __slots__ = ("_connection", "_descriptor", "_on_close", "_opener", "_pid", "fresh", "limit", "name")
+    __slots__ = ("_connection", "_descriptor", "_on_close", "_opener", "_pid", "fresh", "hurried", "limit", "name")
 
     def __init__(
         self, opener: Callable[[str | None, float | None], Any], name: str | None = None, on_close: Callable[[int], None] | None = None
@@ -95,12 +120,17 @@ class Wire:
         self.fresh = True
         #: The longest that opening it, or one answer, may take where it is less than the options say (s).
         self.limit: float | None = None
+        #: Whether it was opened `within` a time: its connection is one that does not wait longer.
+        self.hurried = False
 
     def open(self) -> Any:
         """The connected redis-py connection."""
         connection = self._connection
         if connection is None:
-            connection = self._opener(self.name, self.limit)
+            left = _left()
+            self.hurried = left is not None
+            limit = self.limit if left is None or (self.limit is not None and self.limit < left) else left
+            connection = self._opener(self.name, limit)
             self._connection = connection
             self._descriptor = connection._sock.fileno()
             self.fresh = True
@@ -123,6 +153,10 @@ class Wire:
         connection = self._connection
         if connection is None:
             raise RedisConnectionError("the connection was closed before its answer came")
+        left = _left()
+        if left is not None and not self.wait_readable(left):
+            self.close()
+            raise RedisTimeoutError("Redis has not answered in the time that there was")
         try:
             answer = self._answer(connection)
         except ResponseError as error:

@@ -15,13 +15,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 from celery import states
 from celery.backends.asynchronous import BaseResultConsumer
 from kombu.utils.encoding import bytes_to_str
 
-from bullmq_kombu.wire import Waker, Wire, wait_any
+from bullmq_kombu.wire import Waker, Wire, wait_any, within
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ HEALTH_S = 25.0
 BLOCK_S = 5.0
 #: Pause after an error of the connection.
 AFTER_ERROR_S = 0.5
+
+#: How much longer than it was asked to wait a call may take to be answered: a `get(timeout=0)` wants an answer too.
+GRACE_S = 0.3
 
 #: The text of a result that was published, or the meta of one that was looked up.
 Heard = str | dict[str, Any]
@@ -72,6 +76,8 @@ class ResultConsumer(BaseResultConsumer):
         #: Before this time it is not looked again.
         self._look_not_before = 0.0
         self._next_ping = 0.0
+        #: How long the look before a wait took (s), by the promise that is waited for.
+        self._spent: dict[int, float] = {}
 
     def _check_fork(self) -> None:
         if self._pid != os.getpid():
@@ -96,16 +102,14 @@ class ResultConsumer(BaseResultConsumer):
         if task_id in self._watched:
             return
         look_at = max(time.monotonic() + FIRST_LOOK_S, self._look_not_before)
-        with self._lock:
-            self._look_at = min(self._look_at, look_at) if self._watched else look_at
-            self._watched[task_id] = None
-            self._changed.add(task_id)
-            try:
-                self._subscribe()
-            except self._connection_errors:
-                self._drop()
-            if self._waker is not None:
-                self._waker.wake()
+        self._look_at = min(self._look_at, look_at) if self._watched else look_at
+        self._watched[task_id] = None
+        self._changed.add(task_id)
+        # No wait is in place here, as nobody has said for how long: a connection is made, and a busy listener told, by who waits.
+        self._tell_channels_if_free()
+        waker = self._waker
+        if waker is not None:
+            waker.wake()
 
     def cancel_for(self, task_id: str) -> None:
         # Also called when a result is garbage collected, anywhere, even while this thread holds the lock: so nothing is sent. The channel
@@ -121,17 +125,20 @@ class ResultConsumer(BaseResultConsumer):
     # -- waiting ------------------------------------------------------------------------------------------------------------
 
     def on_wait_for_pending(self, result: Any, timeout: Any = None, **kwargs: Any) -> None:
+        began = time.monotonic()
         try:
-            for meta in result._iter_meta(**kwargs):
+            with _within(timeout):
+                metas = list(result._iter_meta(**kwargs))
+            for meta in metas:
                 if meta is not None:
                     self.on_state_change(meta, None)
                     if meta["status"] in (states.SUCCESS, states.FAILURE):
                         self._drop_buffered(meta.get("task_id"))
-            with self._lock:
-                self._leave_channels()
+            self._tell_channels_if_free()
         except self._connection_errors as error:
             # Who waits goes on waiting; it is looked again when Redis is back.
             logger.debug("waiting for results begins while Redis is away: %s", error)
+        self._spent[id(result.on_ready)] = time.monotonic() - began
 
     def _drop_buffered(self, task_id: Any) -> None:
         """A result that nobody waits for was put aside for who may ask; this one has just been given."""
@@ -149,36 +156,42 @@ class ResultConsumer(BaseResultConsumer):
 
     def drain_events_until(self, p: Any, timeout: float | None = None, on_interval: Any = None) -> Iterator[None]:
         """As Celery's, but no single wait goes beyond the deadline."""
-        until = None if timeout is None else time.monotonic() + timeout
-        interval = 1.0
+        spent = self._spent.pop(id(p), 0.0)
+        until, interval = None, 1.0
         if timeout is not None:
             # Celery 5.3 takes 0 for "for ever".
-            timeout = max(timeout, 0.001)
+            timeout = max(timeout - spent, 0.001)
+            until = time.monotonic() + timeout
             interval = min(max(timeout / 10, 0.02), 1.0)
 
         def wait(timeout: float) -> None:
-            left = timeout if until is None else min(1.0, until - time.monotonic())
             # Celery 5.3 waits before it looks whether there is anything to wait for.
             if not p.ready:
-                self.drain_events(max(left, 0.0))
+                left = None if until is None else max(until - time.monotonic(), 0.0)
+                self.drain_events(timeout if left is None else min(1.0, left), left)
 
         result: Iterator[None] = self.drainer.drain_events_until(p, timeout=timeout, interval=interval, on_interval=on_interval, wait=wait)
         return result
 
-    def drain_events(self, timeout: float | None = None) -> None:
-        """Returns when something was heard, or after `timeout` seconds."""
+    def drain_events(self, timeout: float | None = None, left: float | None = None) -> None:
+        """Returns when something was heard, or after `timeout` seconds. `left`: how long who asks goes on waiting at most."""
         self._check_fork()
         timeout = 1.0 if timeout is None else timeout
         me = threading.get_ident()
-        with self._lock:
+        if not self._lock.acquire(timeout=timeout + GRACE_S):
+            return  # by the listener, whose call Redis does not answer
+        try:
             is_nested = self._listener == me  # what it tells has callbacks, and one of them waits for another result
             if self._listener is not None and not is_nested:
                 self._news.wait(timeout)
                 return
             self._listener = me
+        finally:
+            self._lock.release()
         try:
             if not self._heard:
-                self._heard.extend(self._listen(time.monotonic() + timeout))
+                with _within(left):
+                    self._heard.extend(self._listen(time.monotonic() + timeout))
         except self._connection_errors as error:
             logger.debug("waiting for results goes on with a new connection: %s", error)
             with self._lock:
@@ -191,7 +204,7 @@ class ResultConsumer(BaseResultConsumer):
                 with self._lock:
                     self._listener = me if is_nested else None
                     self._news.notify_all()
-                    self._leave_channels()
+                    self._tell_channels()
 
     def _tell(self) -> None:
         """Outside the lock: what is told may have callbacks that wait for other results. One that cannot be read keeps none back."""
@@ -260,12 +273,19 @@ class ResultConsumer(BaseResultConsumer):
             wire.send("UNSUBSCRIBE", *map(channel, old))
             self._subscribed.difference_update(old)
 
-    def _leave_channels(self) -> None:
+    def _tell_channels(self) -> None:
         if self._changed and self._channels is not None and self._channels.is_open:
             try:
                 self._subscribe()
             except self._connection_errors:
                 self._drop()
+
+    def _tell_channels_if_free(self) -> None:
+        if self._lock.acquire(blocking=False):
+            try:
+                self._tell_channels()
+            finally:
+                self._lock.release()
 
     def _read_channels(self) -> list[Heard]:
         heard: list[Heard] = []
@@ -296,10 +316,10 @@ class ResultConsumer(BaseResultConsumer):
 
     def _look(self, now: float) -> list[Heard]:
         """What is known of the tasks now; then waits for their queues' next events."""
+        self._look_at = now + HEALTH_S  # before: a task that comes meanwhile wants it sooner
         known, ends = self.backend.look_up(list(self._watched), ends=True)
         took = time.monotonic() - now
         self._look_not_before = now + max(LOOK_EVERY_S, took / LOOK_SHARE)
-        self._look_at = now + HEALTH_S
         self._await(ends)
         metas = [self.backend.meta_of(one) for one in known]
         return [meta for meta in metas if meta["status"] != states.PENDING]
@@ -335,6 +355,10 @@ class ResultConsumer(BaseResultConsumer):
                 wire.close()
         self._awaited = set()
         self._look_at = max(time.monotonic(), self._look_not_before)
+
+
+def _within(timeout: float | None) -> AbstractContextManager[None]:
+    return within(None if timeout is None else max(timeout, 0.0) + GRACE_S)
 
 
 def _token(meta: dict[str, Any]) -> Any:

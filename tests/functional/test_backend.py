@@ -304,8 +304,8 @@ def test_an_ignored_result_is_not_stored_and_not_waited_for(app: Celery, queue: 
     assert AsyncResult(result.id, app=app).state == "PENDING", "as with redis://, though the job has the value"
     failed = send(app, "r.fail", "no", ignore_result=True)
     Job(redis_client, queue, failed.id).wait_for("failed")
-    # Before Celery 5.7 the failure of a call whose result is ignored is stored where the task's own is not ignored.
-    assert AsyncResult(failed.id, app=app).state == ("FAILURE" if celery.__version__ < "5.7" else "PENDING")
+    # Before Celery 5.6 the failure of a call whose result is ignored is stored where the task's own is not ignored.
+    assert AsyncResult(failed.id, app=app).state == ("FAILURE" if celery.__version__ < "5.6" else "PENDING")
 
 
 def test_extended_results_tell_of_the_call(app_of: AppOf, queue_name: str, server: Server, tmp_path: Path) -> None:
@@ -624,6 +624,37 @@ def test_a_server_that_is_away_is_an_error_after_the_retries(app_of: AppOf) -> N
         app.backend.store_result("any", 1, "SUCCESS")
     with pytest.raises(redis.ConnectionError):
         assert AsyncResult("any", app=app).state
+
+
+@pytest.mark.parametrize("when", ["before", "during", "connected"])
+@pytest.mark.parametrize("many", [False, True], ids=["one", "group"])
+def test_a_wait_ends_in_time_where_the_server_does_not_answer(queue_name: str, when: str, many: bool) -> None:
+    with Server() as server, make_app(server.url, server.url, task_default_queue=queue_name) as app:
+        sent = [app.send_task("nobody") for _ in range(2)]
+        result: Any = GroupResult("g", sent, app=app) if many else sent[0]
+        if when == "connected":
+            with pytest.raises(ResultTimeoutError):
+                result.get(timeout=0.1)
+        thaw = threading.Timer(10.0, server.thaw)
+        thaw.start()
+        freeze = threading.Timer(0.3, server.freeze)
+        if when == "during":
+            freeze.start()
+        else:
+            server.freeze()
+        try:
+            began = time.monotonic()
+            with pytest.raises(ResultTimeoutError):
+                result.get(timeout=0.6)
+            assert 0.5 < time.monotonic() - began < 2.0
+        finally:
+            freeze.join() if when == "during" else None
+            thaw.cancel()
+            server.thaw()
+        # And nothing of it is left: the next wait is as any other.
+        app.backend.store_result(sent[0].id, "there", "SUCCESS")
+        assert sent[0].get(timeout=TIMEOUT_S) == "there"
+        app.backend.result_consumer.stop()
 
 
 # -- other processes -----------------------------------------------------------------------------------------------------------------
