@@ -20,8 +20,14 @@ from worker import Worker
 
 Call = Callable[..., Any]
 
+POOLS = ("prefork", "threads", "gevent", "eventlet")
+#: gevent's takes the number of running tasks for its size before Celery 5.7; a pool of threads has the size it was made with.
+RESIZABLE = ("prefork", "gevent", "eventlet") if celery.VERSION >= (5, 7) else ("prefork", "eventlet")
+#: A thread cannot be ended; a gevent's greenlet can since Celery 5.5.
+TERMINATING = ("prefork", "gevent", "eventlet") if celery.VERSION >= (5, 5) else ("prefork", "eventlet")
 
-@pytest.fixture(scope="module", params=["prefork", "threads", "gevent", "eventlet"])
+
+@pytest.fixture(scope="module", params=POOLS)
 def one(request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     """A worker with a queue of its own, for tests that leave it as it was."""
     with Worker(server, tmp_path_factory.mktemp("control"), [f"control-{request.param}"], pool=request.param) as worker:
@@ -87,10 +93,9 @@ def test_queues(call: Call, app: Celery, job: JobOf, one: Worker, queue_name: st
     assert left.state == "waiting"
 
 
+@pytest.mark.parametrize("one", RESIZABLE, indirect=True)
 def test_pool_size(call: Call, app: Celery, one: Worker, redis_client: redis.Redis, tmp_path: Path) -> None:
     """Growing the pool makes room for more jobs, shrinking it for fewer."""
-    if one.pool == "threads" or (one.pool == "gevent" and celery.VERSION < (5, 7)):
-        return  # cannot, or takes the number of running tasks for its size
     queue, at = f"control-{one.pool}", tmp_path / "it"
     assert "ok" in call("pool_grow", n=1)
     wait_until(lambda: call("stats")["prefetch_count"] == 12, what="the prefetch count to grow")
@@ -103,10 +108,9 @@ def test_pool_size(call: Call, app: Celery, one: Worker, redis_client: redis.Red
     wait_until(lambda: call("stats")["prefetch_count"] == 8, what="the prefetch count to shrink")
 
 
+@pytest.mark.parametrize("one", ["prefork", "threads"], indirect=True)  # in the greenlet pools the same code runs; it costs seconds
 def test_rate_limit(call: Call, app: Celery, one: Worker, redis_client: redis.Redis) -> None:
     """A task type's rate limit holds its jobs back, not others; what is held is active and locked."""
-    if one.pool in ("gevent", "eventlet"):
-        return  # the same code; it costs seconds
     queue = f"control-{one.pool}"
     assert "ok" in call("rate_limit", task_name="seen", rate_limit="1/s")
     limited = [Job(redis_client, queue, app.send_task("seen", queue=queue).id) for _ in range(3)]
@@ -130,10 +134,9 @@ def test_revoke_before_start(call: Call, app: Celery, one: Worker, redis_client:
         assert job.attempts_made == 1
 
 
+@pytest.mark.parametrize("one", TERMINATING, indirect=True)
 @pytest.mark.parametrize("name", ["hold", "hold.late"])
 def test_terminate(call: Call, app: Celery, one: Worker, redis_client: redis.Redis, tmp_path: Path, name: str) -> None:
-    if one.pool == "threads" or (one.pool == "gevent" and celery.VERSION < (5, 5)):
-        return  # cannot
     queue = f"control-{one.pool}"
     job = Job(redis_client, queue, app.send_task(name, args=[str(tmp_path / "it")], queue=queue, bullmq={"attempts": 3}).id)
     wait_until(lambda: job.id in [task["id"] for task in call("active")], what="it to be active")

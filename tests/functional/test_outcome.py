@@ -6,6 +6,7 @@ queue's event stream, so nothing is missed by looking too late.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -21,8 +22,6 @@ from servers import Server
 from worker import Worker
 
 POOLS = ("prefork", "solo", "threads", "gevent", "eventlet")
-#: Where a task's process or greenlet is another than the worker's.
-ENDS_TASKS = ("prefork", "gevent", "eventlet")
 LONG = "x" * 12_000
 TIMEOUT_S = 60.0
 
@@ -45,6 +44,7 @@ class Row(NamedTuple):
     args: tuple[Any, ...]
     options: dict[str, Any]
     check: Callable[[Run], None]
+    #: Those in which a task can end so; there are no tests for the others.
     pools: tuple[str, ...]
 
 
@@ -401,7 +401,7 @@ class Pool:
         self.worker = Worker(server, folder, [self.queue], pool=pool, concurrency=1 if pool == "solo" else 4, options=options)
         self._client = server.client()
         self._folder = folder
-        self._pool = pool
+        self.name = pool
         self.runs = {}
         for name, one in ROWS.items():
             if pool in one.pools:
@@ -418,31 +418,42 @@ class Pool:
             queue=self.queue,
             **options,
         )
-        return Run(Job(self._client, self.queue, sent.id), at, self._pool, is_late)
+        return Run(Job(self._client, self.queue, sent.id), at, self.name, is_late)
 
     def close(self) -> None:
         self.worker.stop()
         self._client.close()
 
 
-@pytest.fixture(scope="module", params=POOLS)
-def pool(request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
-    with sender(server) as app:
-        one = Pool(server, tmp_path_factory.mktemp(request.param), app, request.param)
-    with one.worker.start():
-        yield one
-        one.close()
+@pytest.fixture(scope="module")
+def pool_of(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Pool]]:
+    """`pool_of(name)`: the pool of that name. It is closed when another is asked for, as the tests come pool by pool."""
+    with contextlib.ExitStack() as current, sender(server) as app:
+        opened: list[Pool] = []
+
+        def get(name: str) -> Pool:
+            if not opened or opened[-1].name != name:
+                current.close()
+                one = Pool(server, tmp_path_factory.mktemp(name), app, name)
+                current.enter_context(one.worker.start())
+                current.callback(one.close)
+                opened.append(one)
+            return opened[-1]
+
+        yield get
 
 
-@pytest.mark.parametrize("is_late", [False, True], ids=["early", "late"])
-@pytest.mark.parametrize("name", ROWS)
-def test_row(pool: Pool, name: str, is_late: bool) -> None:
-    run = pool.runs.get((name, is_late))
-    if run is None:
-        return  # this pool cannot end a task so
+CASES = [(pool, name, is_late) for pool in POOLS for name in ROWS if pool in ROWS[name].pools for is_late in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("pool", "name", "is_late"), CASES, ids=[f"{pool}-{name}-{'late' if is_late else 'early'}" for pool, name, is_late in CASES]
+)  # fmt: skip
+def test_row(pool_of: Callable[[str], Pool], pool: str, name: str, is_late: bool) -> None:
+    one = pool_of(pool)
     try:
-        ROWS[name].check(run)
+        ROWS[name].check(one.runs[name, is_late])
     except BaseException:
-        print(run.job)
-        pool.worker.show()
+        print(one.runs[name, is_late].job)
+        one.worker.show()
         raise
