@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from celery import Celery
@@ -19,14 +21,50 @@ NodeOf = Callable[[str], Node]
 Serve = Callable[[str], CeleryWorker]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where another BullMQ stands in for the newest 5, the tests that it cannot pass are left out; its folder has their names."""
+LEFT_OUT = pytest.StashKey[int]()
+
+
+def _lacking() -> set[str]:
+    """Where another BullMQ stands in for the newest 5, the tests that it cannot pass; its folder has their names."""
     folder = os.environ.get(V5_VARIABLE)
     if folder is None:
-        return
+        return set()
     lines = (HERE / folder / "differences.txt").read_text(encoding="utf-8").splitlines()
-    lacking = {line.split()[0] for line in lines if line and not line.startswith("#")}
-    items[:] = [item for item in items if "v5" not in item.name or item.nodeid.partition("[")[0].rpartition("/")[2] not in lacking]
+    return {line.split()[0] for line in lines if line and not line.startswith("#")}
+
+
+def pytest_configure() -> None:
+    """A name that no test has is an error: what it stood for would be left out no longer, or for no reason."""
+    for name in sorted(_lacking()):
+        file, _, test = name.partition("::")
+        path = Path(__file__).with_name(file)
+        # In its source, since a run may be of a few files only.
+        if not path.exists() or f"def {test}(" not in path.read_text(encoding="utf-8"):
+            raise pytest.UsageError(f"differences.txt of {os.environ[V5_VARIABLE]} names a test that is not there: {name}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    lacking = _lacking()
+    kept = [item for item in items if "v5" not in item.name or item.nodeid.partition("[")[0].rpartition("/")[2] not in lacking]
+    config.stash[LEFT_OUT] = len(items) - len(kept)
+    items[:] = kept
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of xdist tells the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if "left_out" in getattr(node, "workeroutput", {}):
+        node.config.stash[LEFT_OUT] = node.workeroutput["left_out"]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if V5_VARIABLE in os.environ:
+        terminalreporter.write_line(f"{os.environ[V5_VARIABLE]}: {config.stash.get(LEFT_OUT, 0)} tests that it cannot pass left out")
 
 
 @pytest.fixture(scope="session")

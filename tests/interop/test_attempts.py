@@ -38,7 +38,7 @@ def assert_waits(node: Node, queue: str, job_id: str, wished: list[tuple[int, in
     active, delayed = events[0:-1:2], events[1::2]
     assert [event["event"] for event in delayed] == ["delayed"] * len(wished)
     for before, event, (low, high) in zip(active, delayed, wished, strict=True):
-        due = event["args"]["delay"]
+        due = int(event["args"]["delay"])  # text in BullMQ 5.60
         assert due - at(before) >= low
         assert due - at(event) <= high
 
@@ -171,6 +171,18 @@ def test_a_job_failed_in_celery_can_be_retried_from_node(
 
 @pytest.mark.parametrize("task", ["fail_until", "fail_until.late"], ids=["early", "late"])
 def test_a_task_that_celery_sent_and_that_failed_can_be_retried_from_node(
+    node: Node, queue_name: str, celery_app: Celery, serve: Serve, task: str
+) -> None:
+    serve(queue_name)
+    sent = celery_app.send_task(task, (f"{queue_name}:n", 1), queue=queue_name)
+    node.wait_for_state(queue_name, sent.id, "failed")
+    node.job_call(queue_name, sent.id, "retry", "failed")
+    job = node.wait_for_state(queue_name, sent.id, "completed")
+    assert (job["returnvalue"], job["attemptsMade"], job["attemptsStarted"]) == ({"attempt": 2}, 2, 2)
+
+
+@pytest.mark.parametrize("task", ["fail_until", "fail_until.late"], ids=["early", "late"])
+def test_a_task_that_celery_sent_and_that_failed_can_be_retried_from_node_as_if_new(
     node: Node, queue_name: str, celery_app: Celery, serve: Serve, task: str
 ) -> None:
     serve(queue_name)

@@ -86,7 +86,8 @@ def test_the_events_carry_what_listeners_read(node: Node, queue_name: str, celer
         assert node.wait_for_event(queue_name, name, jobId=sent.id)["args"] == {"jobId": sent.id, **args}
     delayed = node.wait_for_event(queue_name, "delayed", jobId=later.id)["args"]
     job = node.job(queue_name, later.id)
-    assert delayed["delay"] == job["timestamp"] + job["opts"].get("delay", delayed["delay"] - job["timestamp"])
+    due = int(delayed["delay"])  # text in BullMQ 5.60
+    assert due == job["timestamp"] + job["opts"].get("delay", due - job["timestamp"])
     node.wait_for_event(queue_name, "drained")
 
 
