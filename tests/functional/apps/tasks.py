@@ -72,6 +72,12 @@ def seen(self: Task, *args: Any, **kwargs: Any) -> Any:
     return {"id": request.id, "args": list(args), "kwargs": kwargs, "retries": request.retries}
 
 
+@task("header")
+def header(self: Task, name: str) -> Any:
+    """One that the sender gave the message."""
+    return getattr(self.request, name, None)
+
+
 @task("two")
 def two(self: Task, a: Any, b: Any = None) -> Any:
     return [a, b]
