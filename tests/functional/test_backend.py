@@ -17,6 +17,8 @@ import celery
 import pytest
 import redis
 from celery import Celery, chain, chord, group
+from celery.app.defaults import NAMESPACES
+from celery.app.task import Context
 from celery.exceptions import ChordError, TaskRevokedError
 from celery.exceptions import TimeoutError as ResultTimeoutError
 from celery.result import AsyncResult, GroupResult
@@ -34,6 +36,7 @@ from bullmq_kombu.results import Results
 TIMEOUT_S = 20.0
 
 AppOf = Callable[..., Celery]
+needs_chord_expires = pytest.mark.skipif("chord_expires" not in NAMESPACES["result"], reason="Celery 5.7 brought result_chord_expires")
 
 
 @pytest.fixture(scope="module")
@@ -262,24 +265,70 @@ def key_of(result: AsyncResult) -> str:
     return f"bull::kombu:result:{result.id}"
 
 
-def test_a_result_is_kept_for_as_long_as_the_setting_says(app_of: AppOf, redis_client: redis.Redis) -> None:
-    for expires, wanted in ((90, (80_000, 90_000)), (None, (-1, -1)), (0, (-1, -1))):
-        app = app_of(result_expires=expires)
-        result = AsyncResult(f"kept-{expires}-{id(app)}", app=app)
-        app.backend.store_result(result.id, 1, "SUCCESS")
-        least, most = wanted
-        assert least <= redis_client.pttl(key_of(result)) <= most
+@pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "RETRY", "PROGRESS"])
+def test_a_result_is_kept_for_as_long_as_the_setting_says(app_of: AppOf, redis_client: redis.Redis, state: str) -> None:
+    """A failure has a setting of its own since Celery 5.7; without it, it is kept as all the others are."""
+    forever, day = (-1, -1), (86_300_000, 86_400_000)
+    cases: list[tuple[dict[str, Any], Any, Any]] = [
+        ({"result_expires": 90}, (80_000, 90_000), (80_000, 90_000)),
+        ({"result_expires": None}, forever, forever),
+        ({"result_expires": 0}, forever, forever),
+        ({"result_expires": 90, "result_failure_expires": 300}, (80_000, 90_000), (290_000, 300_000)),
+        ({"result_expires": 90, "result_failure_expires": 0}, (80_000, 90_000), forever),
+        ({"result_expires": 0, "result_failure_expires": 300}, forever, (290_000, 300_000)),
+        ({"result_failure_expires": 300}, day, (290_000, 300_000)),
+    ]
+    for settings, wanted, of_failure in cases:
+        app = app_of(**settings)
+        result = AsyncResult(f"kept-{secrets.token_hex(6)}", app=app)
+        app.backend.store_result(result.id, ValueError("it") if state in ("FAILURE", "RETRY") else 1, state)
+        least, most = of_failure if state == "FAILURE" else wanted
+        assert least <= redis_client.pttl(key_of(result)) <= most, settings
 
 
-def test_an_expired_result_is_pending_though_its_job_is_still_there(app_of: AppOf, queue: str, redis_client: redis.Redis) -> None:
-    app = app_of(result_expires=1)
-    app.conf.task_default_queue = queue
-    result = send(app, "r.add", 1, 1)
-    job = Job(redis_client, queue, result.id).wait_for("completed")
-    redis_client.delete(key_of(result))  # the worker's app keeps it for a day
+@pytest.mark.parametrize(("settings", "wanted"), [
+    ({"result_expires": 90}, (80_000, 90_000)),
+    ({"result_expires": 0}, (-1, -1)),
+    pytest.param({"result_expires": 90, "result_chord_expires": 300}, (290_000, 300_000), marks=needs_chord_expires),
+    pytest.param({"result_expires": 90, "result_chord_expires": 0}, (-1, -1), marks=needs_chord_expires),
+])  # fmt: skip
+def test_an_unfinished_chord_is_kept_for_as_long_as_the_setting_says(
+    app_of: AppOf, redis_client: redis.Redis, settings: dict[str, Any], wanted: tuple[int, int]
+) -> None:
+    """From its start and from each of its parts; the parts' own results are kept as any other."""
+    app = app_of(**settings)
+    header, group_id = app.tasks["r.add"], f"chord-{secrets.token_hex(6)}"
+    key = f"bull::kombu:chord:{group_id}"
+    least, most = wanted
+    app.backend.set_chord_size(group_id, 2)
+    assert least <= redis_client.pttl(key) <= most
+    redis_client.persist(key)
+    request = Context(id=f"part-{group_id}", group=group_id, group_index=0, chord=app.tasks["r.total"].s(), task=header.name)
+    app.backend.mark_as_done(request.id, 1, request=request)
+    assert redis_client.hlen(key) > 1
+    assert least <= redis_client.pttl(key) <= most
+    kept = redis_client.pttl(key_of(AsyncResult(request.id, app=app)))
+    assert kept == -1 if settings["result_expires"] == 0 else 80_000 <= kept <= 90_000
 
-    wait_until(lambda: AsyncResult(result.id, app=app).state == "PENDING", what="the result to expire")
-    assert job.state == "completed"
+
+def test_an_expired_result_is_pending_though_its_job_is_still_there(
+    app_of: AppOf, server: Server, tmp_path: Path, queue_name: str, redis_client: redis.Redis
+) -> None:
+    """A wait for it is no hang. Who keeps results for longer is told by the job, as long as that is there."""
+    brief, app = app_of(result_expires=1), app_of()
+    with worker_of(server, tmp_path, queue_name, result_expires=1) as worker:
+        done, failed = send(brief, "r.add", 1, 1), send(brief, "r.fail", "the message")
+        jobs = [Job(redis_client, queue_name, result.id).wait_for("completed", "failed") for result in (done, failed)]
+        worker.kill()
+    for result, job, state in zip((done, failed), jobs, ("completed", "failed"), strict=True):
+        wait_until(lambda result=result: not redis_client.exists(key_of(result)), what="Redis to drop the result")
+        wait_until(lambda result=result: AsyncResult(result.id, app=brief).state == "PENDING", what="the job's own to expire")
+        late = AsyncResult(result.id, app=brief)
+        assert took(lambda late=late: late.get(timeout=0.3)) < 1.0
+        assert (late.result, late.ready(), job.state) == (None, False, state)
+    assert AsyncResult(done.id, app=app).get(timeout=1) == 2
+    with pytest.raises(JobFailed, match="the message"):
+        AsyncResult(failed.id, app=app).get(timeout=1)
 
 
 def test_a_forgotten_result_is_pending_though_its_job_is_still_there(app: Celery, queue: str, redis_client: redis.Redis) -> None:
@@ -487,6 +536,25 @@ def test_a_result_backend_on_another_server(
             assert result.get(timeout=TIMEOUT_S) == 6
             # A pool process that is stopped at the moment its task ends waits half a minute (in billiard) to be heard.
             Job(redis_client, queue_name, result.id).wait_for("completed")
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["waiting", "completed"])
+def test_a_job_that_no_celery_worker_runs_is_unknown_to_a_backend_on_another_server(app_of: AppOf, queue_name: str, ended: bool) -> None:
+    """Whoever completes it, as Node would, tells the broker's server alone: the wait ends in time."""
+    with Server() as other:
+        here, elsewhere = app_of(), app_of(other.url)
+        result = send(elsewhere, "r.add", 1, 1)
+        if ended:
+            complete(here, queue_name)
+            assert AsyncResult(result.id, app=here).state == "SUCCESS", "by the backend on the broker's server"
+        assert result.state == "PENDING"
+        assert took(lambda: result.get(timeout=0.3)) < 1.0
+
+
+def complete(app: Celery, queue: str) -> None:
+    """Ends the next job as one does who knows nothing of Celery: no result is stored."""
+    with app.connection_for_read() as connection, connection.SimpleQueue(queue) as jobs:
+        jobs.get(timeout=TIMEOUT_S).ack()
 
 
 # -- connections ---------------------------------------------------------------------------------------------------------------------
