@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def queue(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def worker_of(server: Server, folder: Path, queue: str, **settings: Any) -> Worker:
     """A worker of that queue, to which it also sends what its tasks send."""
-    concurrency = settings.pop("concurrency", 2)
-    return Worker(server, folder, [queue], app="results_app", concurrency=concurrency, settings={"task_default_queue": queue, **settings})
+    pool, concurrency = settings.pop("pool", "prefork"), settings.pop("concurrency", 2)
+    settings = {"task_default_queue": queue, **settings}
+    return Worker(server, folder, [queue], app="results_app", pool=pool, concurrency=concurrency, settings=settings)
 
 
 @pytest.fixture
@@ -507,6 +509,42 @@ def test_the_last_attempts_failure_is_the_end(app: Celery) -> None:
         result.get(timeout=TIMEOUT_S)
 
 
+# -- other pools than prefork ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads", "gevent", "eventlet"])
+def test_every_pool_stores_results(
+    app_of: AppOf, server: Server, tmp_path: Path, queue_name: str, redis_client: redis.Redis, pool: str
+) -> None:
+    """Values, failures, groups, chords within each other, retries, and what a task says of itself on the way."""
+    app = app_of()
+    add, fail, total, value = (app.tasks[f"r.{name}"] for name in ("add", "fail", "total", "value"))
+    with worker_of(server, tmp_path, queue_name, pool=pool, concurrency=1 if pool == "solo" else 3) as worker:
+        assert group(add.s(one, one) for one in range(20)).apply_async().get(timeout=TIMEOUT_S) == [one * 2 for one in range(20)]
+        result = chord([add.s(one, one) for one in range(20)])(total.s())
+        assert result.get(timeout=TIMEOUT_S) == 380
+        key = f"bull::kombu:chord:{result.parent.id}"
+        wait_until(lambda: redis_client.hgetall(key) == {"done": "1"}, what="the chord's parts to be forgotten")
+        assert chord([chain(add.s(1, 1), add.s(1)), value.s(7)])(value.s()).get(timeout=TIMEOUT_S) == [3, 7]
+        failed = chord([add.s(1, 1), fail.s("a part")])(total.s())
+        with pytest.raises(ChordError, match="raised ValueError"):
+            AsyncResult(failed.id, app=app).get(timeout=TIMEOUT_S)
+        (tmp_path / "again.go").touch()
+        assert send(app, "r.retried", str(tmp_path / "again")).get(timeout=TIMEOUT_S) == "the second time"
+
+        told: list[Any] = []
+        progress = send(app, "r.progress", str(tmp_path / "it"))
+        wait_until(lambda: progress.state == "PROGRESS" and progress.info == {"page": 1}, what="the first progress")
+        thread, got = waiting(progress, on_message=lambda meta: told.append((meta["status"], meta["result"])))
+        wait_until(lambda: waits(redis_client, progress), what="the wait")
+        (tmp_path / "it.go").touch()
+        thread.join(TIMEOUT_S)
+        assert (got, told[-2:]) == (["read"], [("PROGRESS", {"page": 2}), ("SUCCESS", "read")])
+        job = Job(redis_client, queue_name, progress.id).wait_for("completed")
+        assert (json.loads(job.hash["progress"]), job.returnvalue) == ({"page": 2}, "read")
+        worker.kill()
+
+
 # -- where the result could not be stored ------------------------------------------------------------------------------------------
 
 
@@ -766,23 +804,44 @@ def unknown(number):
         app.AsyncResult(f"unknown-{number}").get(timeout=0.5)
     except TimeoutError:
         return time.monotonic() - start < 5
+
+def foreign(number):
+    result = app.send_task("theirs", queue=QUEUE + "-theirs")
+    return result.get(timeout=20), result.state
 """
+
+
+def complete_what_is_waited_for(server: Server, queue: str, many: int) -> None:
+    """As Node would, which stores no result: when all are there and somebody waits for the queue's events."""
+    with server.client() as client, make_app(server.url, server.url) as app:
+
+        def is_waited_for() -> bool:
+            clients: Any = client.client_list()
+            return client.llen(f"bull:{queue}:wait") == many and any(one["cmd"] == "xread" and "b" in one["flags"] for one in clients)
+
+        wait_until(is_waited_for, TIMEOUT_S * 2, "somebody to wait for all of them")
+        for _ in range(many):
+            complete(app, queue)
 
 
 @pytest.mark.parametrize(("patch", "spawn_all"), [
     ("from gevent import monkey; monkey.patch_all(); import gevent",
-     "[g.get() for g in [gevent.spawn(f, n) for f in (one, unknown) for n in range(20)]]"),
+     "[g.get() for g in [gevent.spawn(f, n) for f in (one, unknown, foreign) for n in range(20)]]"),
     ("import eventlet; eventlet.monkey_patch()",
-     "[g.wait() for g in [eventlet.spawn(f, n) for f in (one, unknown) for n in range(20)]]"),
+     "[g.wait() for g in [eventlet.spawn(f, n) for f in (one, unknown, foreign) for n in range(20)]]"),
 ], ids=["gevent", "eventlet"])  # fmt: skip
 @pytest.mark.parametrize("shared", [True, False])
 def test_green_threads(server: Server, tmp_path: Path, queue: str, patch: str, spawn_all: str, shared: bool) -> None:
+    """Results that a worker stored, ids that nobody has, and jobs that only their queue tells of."""
     # Looked for, not imported: eventlet then warns of every fork.
     if importlib.util.find_spec("gevent" if "gevent" in patch else "eventlet") is None:
         missing("gevent or eventlet is not installed")
     sharing = "app.conf.result_backend_thread_safe = True\n" if shared else ""
-    output = run(f"{patch}\n{GREEN}\n{sharing}print({spawn_all})", server, queue, tmp_path)
-    assert output.splitlines()[-1] == str([*range(1, 21), *[True] * 20])
+    with ThreadPoolExecutor(1) as beside:
+        ends = beside.submit(complete_what_is_waited_for, server, f"{queue}-theirs", 20)
+        output = run(f"{patch}\n{GREEN}\n{sharing}print({spawn_all})", server, queue, tmp_path)
+        ends.result()
+    assert output.splitlines()[-1] == str([*range(1, 21), *[True] * 20, *[(None, "SUCCESS")] * 20])
 
 
 def test_a_forked_child_waits_for_itself(server: Server, tmp_path: Path, queue: str) -> None:
