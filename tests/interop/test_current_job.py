@@ -13,7 +13,7 @@ from node_driver import Node
 import bullmq_kombu
 
 Serve = Callable[[str], CeleryWorker]
-POOLS = ("prefork", "solo", "threads", "gevent")
+POOLS = ("prefork", "solo", "threads", "gevent", "eventlet")
 
 
 def finished(node: Node, queue: str, job_id: str) -> Any:
