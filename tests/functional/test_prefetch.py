@@ -16,6 +16,18 @@ from conftest import JobOf, WorkerOf
 from jobs import Job, jobs_of
 from waiting import wait_until
 
+LATE = pytest.mark.parametrize("is_late", [False, True], ids=["early", "late"])
+POOLS = pytest.mark.parametrize("pool", ["prefork", "solo", "threads"])
+
+
+def name_of(task: str, is_late: bool) -> str:
+    return f"{task}.late" if is_late else task
+
+
+def slots(pool: str) -> int:
+    """How many tasks the pool runs at once."""
+    return 1 if pool == "solo" else 2
+
 
 def most_held(client: redis.Redis, queue: str, worker: str | None = None) -> int:
     """The most jobs that were active at once, of all workers or of one, by the queue's events."""
@@ -36,15 +48,14 @@ def active(client: redis.Redis, queue: str) -> int:
     return len(jobs_of(client, queue, "active"))
 
 
-@pytest.mark.parametrize("is_late", [False, True], ids=["early", "late"])
-@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+@LATE
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent", "eventlet"])
 def test_held(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str, is_late: bool) -> None:
     """Two run and two are reserved, acknowledged or not; another worker takes the rest meanwhile."""
-    name = "hold.late" if is_late else "hold"
     client = job("").client
     ats = [str(tmp_path / f"it-{n}") for n in range(2)]
-    held = [job(app.send_task(name, args=[at], queue=queue_name).id) for at in ats]
-    others = [job(app.send_task("echo.late" if is_late else "echo", args=[n], queue=queue_name).id) for n in range(8)]
+    held = [job(app.send_task(name_of("hold", is_late), args=[at], queue=queue_name).id) for at in ats]
+    others = [job(app.send_task(name_of("echo", is_late), args=[n], queue=queue_name).id) for n in range(8)]
     first = worker(pool=pool, concurrency=2, settings={"worker_prefetch_multiplier": 2})
     wait_until(lambda: all(Path(f"{at}.runs").exists() for at in ats), what="both to run")
     wait_until(lambda: active(client, queue_name) == 4, what="four jobs to be held")
@@ -62,31 +73,39 @@ def test_held(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_pa
     assert most_held(client, queue_name, second.name) == 1
 
 
-def test_many_short_tasks(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str) -> None:
-    sent = [job(app.send_task("echo", args=[n], queue=queue_name).id) for n in range(300)]
-    worker(concurrency=2, settings={"worker_prefetch_multiplier": 3})
-    for one in sent:
-        one.wait_for("completed")
-    assert most_held(sent[0].client, queue_name) <= 6
-    assert jobs_of(sent[0].client, queue_name, "active") == []
+@LATE
+@POOLS
+def test_many_short_tasks(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, pool: str, is_late: bool) -> None:
+    sent = [job(app.send_task(name_of("echo", is_late), args=[n], queue=queue_name).id) for n in range(300)]
+    one = worker(pool=pool, concurrency=slots(pool), settings={"worker_prefetch_multiplier": 3})
+    client = sent[0].client
+    wait_until(lambda: len(jobs_of(client, queue_name, "completed")) == 300, timeout=20.0, what="all to be done")
+    assert most_held(client, queue_name, one.name) <= 3 * slots(pool)
+    assert jobs_of(client, queue_name, "active") == []
 
 
-def test_one_at_a_time(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str) -> None:
+@LATE
+@POOLS
+def test_one_at_a_time(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, pool: str, is_late: bool) -> None:
     """Prefetch 1: nothing is taken before the one in hand has ended."""
-    sent = [job(app.send_task("echo", args=[n], queue=queue_name).id) for n in range(30)]
-    worker(concurrency=1, settings={"worker_prefetch_multiplier": 1})
+    sent = [job(app.send_task(name_of("echo", is_late), args=[n], queue=queue_name).id) for n in range(30)]
+    worker(pool=pool, concurrency=1, settings={"worker_prefetch_multiplier": 1})
     for one in sent:
         one.wait_for("completed")
     assert most_held(sent[0].client, queue_name) == 1
 
 
 @pytest.mark.skipif("disable_prefetch" not in NAMESPACES["worker"], reason="Celery 5.6 brought worker_disable_prefetch")
-def test_no_prefetch(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path) -> None:
+@LATE
+@pytest.mark.parametrize("pool", ["prefork", "threads"])  # solo has no second slot
+def test_no_prefetch(
+    app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str, is_late: bool
+) -> None:  # fmt: skip
     """Celery's worker_disable_prefetch: only what can run at once."""
     at = str(tmp_path / "it")
-    held = job(app.send_task("hold", args=[at], queue=queue_name).id)
-    others = [job(app.send_task("echo", args=[n], queue=queue_name).id) for n in range(5)]
-    worker(concurrency=2, settings={"worker_disable_prefetch": True})
+    held = job(app.send_task(name_of("hold", is_late), args=[at], queue=queue_name).id)
+    others = [job(app.send_task(name_of("echo", is_late), args=[n], queue=queue_name).id) for n in range(5)]
+    worker(pool=pool, concurrency=2, settings={"worker_disable_prefetch": True})
     for other in others:
         other.wait_for("completed")
     assert held.state == "active"
@@ -95,13 +114,15 @@ def test_no_prefetch(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str,
     held.wait_for("completed")
 
 
-def test_unlimited(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path) -> None:
+@LATE
+@POOLS
+def test_unlimited(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str, is_late: bool) -> None:
     """worker_prefetch_multiplier = 0: all there is."""
     at = str(tmp_path / "it")
-    held = job(app.send_task("hold", args=[at], queue=queue_name).id)
+    held = job(app.send_task(name_of("hold", is_late), args=[at], queue=queue_name).id)
     for n in range(150):
-        app.send_task("echo", args=[n], queue=queue_name)
-    worker(concurrency=1, settings={"worker_prefetch_multiplier": 0})
+        app.send_task(name_of("echo", is_late), args=[n], queue=queue_name)
+    worker(pool=pool, concurrency=1, settings={"worker_prefetch_multiplier": 0})
     wait_until(lambda: active(held.client, queue_name) == 151, what="all to be held")
     Path(f"{at}.go").touch()
     wait_until(lambda: active(held.client, queue_name) == 0, what="all to be done", timeout=20)
