@@ -15,6 +15,7 @@ from celery.app.defaults import NAMESPACES
 from conftest import JobOf, WorkerOf, sender
 from jobs import Job, jobs_of
 from servers import Server
+from test_prefetch import most_held
 from waiting import wait_until
 from worker import Worker
 
@@ -300,6 +301,7 @@ def test_connections_cut(
     assert after.wait_for("completed").returnvalue == "after"
     assert [runs(at) for at in (held.at, *behind)] == [1] * 6
     assert jobs_of(own_client, queue_name, "active") == []
+    assert most_held(own_client, queue_name) == 4
 
 
 def test_connections_cut_cancels(
