@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -161,6 +162,31 @@ def test_soft_shutdown_leaves_time(app: Celery, worker: WorkerOf, job: JobOf, qu
         assert boom.reason == "ValueError: the message"
         assert [each.attempts_started for each in (hold, boom, again)] == [1] * 3
     assert [len(runs(at)) for at in ats] == [1] * 6
+
+
+@needs_soft_shutdown
+@pytest.mark.parametrize("on_idle", [False, True])
+def test_soft_shutdown_of_an_idle_worker(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, *, on_idle: bool) -> None:
+    """It takes its time where it is told to, and takes no job meanwhile; what a rate limit holds back is in its order again."""
+    ran, *held = [job(app.send_task("seen", queue=queue_name).id) for _ in range(3)]
+    settings = {
+        "task_annotations": {"seen": {"rate_limit": "1/h"}}, "worker_soft_shutdown_timeout": 1.0,
+        "worker_enable_soft_shutdown_on_idle": on_idle,
+    }  # fmt: skip
+    one = worker(settings=settings, options={"lock_duration": 30.0, "stalled_interval": 30.0})
+    ran.wait_for("completed")
+    wait_until(lambda: active(ran.client, queue_name) == 2, what="two to be held back")
+    wait_until(lambda: _knows(app, one, 0), what="the worker to know that none runs")
+    begun = time.monotonic()
+    one.signal(signal.SIGQUIT)
+    if on_idle:
+        wait_until(lambda: "Initiating Soft Shutdown" in one.log, what="the soft shutdown to begin")
+        held.append(job(app.send_task("echo", queue=queue_name).id))
+    one.wait()
+    assert time.monotonic() - begun >= 1.0 or not on_idle
+    assert ("Initiating Soft Shutdown" in one.log) == on_idle
+    assert list(reversed(jobs_of(ran.client, queue_name, "wait"))) == [each.id for each in held]
+    assert not any(each.is_locked or each.attempts_made for each in held)
 
 
 # -- celery multi ----------------------------------------------------------------------------------------------------------------
