@@ -41,6 +41,12 @@ def failover_connection(request: pytest.FixtureRequest, server: Server) -> kombu
     return kombu.Connection(f"{request.param}://localhost:12345;{server.url_of(request.param)}", connect_timeout=10)
 
 
+# All of Kombu's classes but BaseTimeToLive, which Kombu does not run for redis:// either: there as here a message has no time of its own
+# after which it is dropped (`expiration`). Celery's `expires` is another thing, which workers look at.
+#
+# BasePriority is in TestPriority.
+
+
 class TestFailover(common.BaseFailover):  # type: ignore[misc]
     pass
 
