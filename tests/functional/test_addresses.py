@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import signal
 import ssl
 import subprocess
 import sys
@@ -119,6 +120,31 @@ def test_failover_lists_of_the_result_backend(server: Server) -> None:
         assert seen == ["all"]
         listed.backend.store_result("another", "here", "SUCCESS")
         assert plain.AsyncResult("another").get(timeout=5) == "here"
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "gevent"])
+def test_a_worker_fails_over(worker: WorkerOf, queue_name: str, tmp_path: Path, pool: str) -> None:
+    """Its server is stopped while it consumes and a task runs: the task runs once, to its end, and the next server's are run as ever."""
+    at = tmp_path / "it"
+    with Server() as first, Server() as second:
+        urls = f"{first.url};{second.url}"
+        one = worker(on=first, url=urls, pool=pool, settings={"result_backend": urls})
+        answers(urls, queue_name)
+        with Celery("sender", broker=urls) as app:
+            held = app.send_task("hold", args=[str(at)], queue=queue_name)
+        wait_until(at.with_suffix(".runs").exists, what="the task to run")
+        first.stop()
+        at.with_suffix(".go").touch()
+        found = re.compile(f"Connected to bullmq.*{second.host}:{second.port}/")
+        wait_until(lambda: found.search(one.log), 20, "the worker to find the second server")
+        answers(urls, queue_name)
+        assert len(at.with_suffix(".runs").read_text().split()) == 1
+        with second.client() as client:
+            assert not client.exists(f"bull:{queue_name}:{held.id}"), "a job of the first server"
+            wait_until(lambda: client.llen(f"bull:{queue_name}:active") == 0, what="all jobs to be ended")
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0, "what the first server did not hear is given up"
+        assert "ends of jobs were not sent" in one.log
 
 
 class Credentials(redis.CredentialProvider):

@@ -375,6 +375,35 @@ def test_several_threads(connection: Connection, other: Connection, queue_name: 
     producers[connection].force_close_all()
 
 
+def test_several_threads_consume(server: Server, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """Two threads with a connection each share one queue: each message comes once, to one of them, and is ended there."""
+    both = threading.Barrier(2)
+
+    class Sharing(Service):
+        def on_message(self, body: Any, message: Any) -> None:
+            if not self.got:
+                both.wait(20)  # for the other one's first
+            super().on_message(body, message)
+
+    services = [Sharing(Connection(server.url, transport_options=OPTIONS), queue_name) for _ in range(2)]
+    threads = [threading.Thread(target=one.run) for one in services]
+    Queue(queue_name)(other.channel()).declare()
+    for thread in threads:
+        thread.start()
+    try:
+        for n in range(200):
+            publish(other, n, routing_key=queue_name)
+        wait_until(lambda: sum(len(one.got) for one in services) >= 200, timeout=20.0, what="all messages")
+        wait_until(lambda: len(jobs_of(redis_client, queue_name, "completed")) == 200, what="all to be acknowledged")
+    finally:
+        for one in services:
+            one.should_stop = True
+        for thread in threads:
+            thread.join(20)
+    assert sorted(services[0].got + services[1].got) == list(range(200))
+    assert not any(thread.is_alive() for thread in threads)
+
+
 def test_ensure(queue_name: str) -> None:
     """What is wrapped is tried again until the server is back, and told of each failure; without it the error comes through."""
     with Server(appendonly=True) as server, Connection(server.url) as connection:
@@ -501,6 +530,28 @@ def test_consumer_mixin(queue_name: str) -> None:
             with Connection(own.url) as sending:
                 publish(sending, 2, routing_key=queue_name)
                 wait_until(lambda: service.got == [1, 2], what="the second message")
+        finally:
+            service.should_stop = True
+            thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_consumer_mixin_fails_over(queue_name: str) -> None:
+    """Its server is stopped while it consumes: it goes on with the next address."""
+    with Server() as first, Server() as second, second.client() as client:
+        service = Service(Connection(f"{first.url};{second.url}", transport_options=OPTIONS), queue_name)
+        thread = threading.Thread(target=service.run)
+        thread.start()
+        try:
+            with Connection(first.url) as sending:
+                publish(sending, 1, routing_key=queue_name, declare=[Queue(queue_name)])
+            wait_until(lambda: service.got == [1], what="the first message")
+            first.stop()
+            with Connection(second.url) as sending:
+                for n in (2, 3):
+                    publish(sending, n, routing_key=queue_name, declare=[Queue(queue_name)])
+            wait_until(lambda: service.got == [1, 2, 3], timeout=20.0, what="the messages of the second server")
+            wait_until(lambda: len(jobs_of(client, queue_name, "completed")) == 2, what="both to be acknowledged there")
         finally:
             service.should_stop = True
             thread.join(20)
