@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import celery
 import pytest
 import redis
 from celery import Celery
@@ -202,7 +203,8 @@ def test_warm_shutdown(
         assert held.first.state == "active"
         assert held.first.is_locked
     go(held.at)
-    assert one.wait() == 0
+    # Celery 5.3 exits with 1 where it was told by remote control.
+    assert one.wait() == 0 or (how == "remote control" and celery.VERSION < (5, 4))
     assert held.first.state == "completed"
     assert held.first.returnvalue == "held"
     done = [other.id for other in held.others if other.state == "completed"]
