@@ -545,7 +545,8 @@ def test_consumer_mixin_fails_over(queue_name: str) -> None:
         try:
             with Connection(first.url) as sending:
                 publish(sending, 1, routing_key=queue_name, declare=[Queue(queue_name)])
-            wait_until(lambda: service.got == [1], what="the first message")
+            with first.client() as there:
+                wait_until(lambda: jobs_of(there, queue_name, "completed"), what="the first message to be acknowledged")
             first.stop()
             with Connection(second.url) as sending:
                 for n in (2, 3):
