@@ -89,7 +89,7 @@ def flower(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         environment = {**os.environ, "FLOWER_UNAUTHENTICATED_API": "true"}
         common: dict[str, Any] = {"cwd": folder, "stdout": log, "stderr": log, "env": environment}
         stack.callback(end, spawn([*celery, "flower", f"--port={port}", "--address=127.0.0.1"], **common))
-        stack.callback(end, spawn([*celery, "worker", "-P", "threads", "-c", "1", "-E", "-n", "seen@here"], **common))
+        stack.callback(end, spawn([*celery, "worker", "-c", "1", "-E", "-n", "seen@here"], **common))
         one = Flower(port, queue, stack.enter_context(Celery(broker=server.url, set_as_current=False)))
 
         def lists_the_worker() -> bool:
