@@ -26,7 +26,7 @@ from bullmq_kombu.options import Options
 from bullmq_kombu.patience import Patience
 from bullmq_kombu.server_check import check_once, facts_of
 from bullmq_kombu.shared import address_of_pool, pool_of
-from bullmq_kombu.wire import ELSEWHERE, Borrowed, ServerNotReady, Wire
+from bullmq_kombu.wire import ELSEWHERE, Borrowed, ServerNotReady, Wire, is_hurried
 
 #: Idle wires kept for the next command; more are closed when they come back.
 IDLE_WIRES = 8
@@ -140,9 +140,12 @@ class Server:
         if self._pool is not None:
             return Borrowed(self._pool)
         try:
-            return self._idle.pop()
+            wire = self._idle.pop()
         except IndexError:
             return Wire(self._connection, self.options.client_name)
+        if wire.hurried and not is_hurried():
+            wire.close()  # it would not wait for as long as the options say
+        return wire
 
     def _all_places(self) -> threading.Semaphore | None:
         limit = self.options.max_connections
@@ -152,7 +155,7 @@ class Server:
         """Takes a lent wire back; nothing may be on its way on it."""
         if isinstance(wire, Borrowed):
             wire.let_go()
-        elif self.closed or len(self._idle) >= IDLE_WIRES or not wire.is_open or wire.hurried:
+        elif self.closed or len(self._idle) >= IDLE_WIRES or not wire.is_open:
             wire.close()
         else:
             self._idle.append(wire)

@@ -96,6 +96,11 @@ def within(seconds: float | None) -> Iterator[None]:
         _until.reset(before)
 
 
+def is_hurried() -> bool:
+    """Whether that is so here."""
+    return _until.get() != math.inf
+
+
 def _left() -> float | None:
     until = _until.get()
     # A time limit of 0 would mean something else to a socket.
@@ -120,7 +125,7 @@ class Wire:
         self.fresh = True
         #: The longest that opening it, or one answer, may take where it is less than the options say (s).
         self.limit: float | None = None
-        #: Whether it was opened `within` a time: its connection is one that does not wait longer.
+        #: Whether it was opened `within` less time than the options give: its connection waits no longer for any answer.
         self.hurried = False
 
     def open(self) -> Any:
@@ -128,9 +133,9 @@ class Wire:
         connection = self._connection
         if connection is None:
             left = _left()
-            self.hurried = left is not None
             limit = self.limit if left is None or (self.limit is not None and self.limit < left) else left
             connection = self._opener(self.name, limit)
+            self.hurried = left is not None and getattr(connection, "socket_timeout", None) == left
             self._connection = connection
             self._descriptor = connection._sock.fileno()
             self.fresh = True

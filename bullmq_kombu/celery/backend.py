@@ -23,7 +23,7 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -173,6 +173,14 @@ class Backend(BaseKeyValueStoreBackend, AsyncBackendMixin):
     def forget(self, task_id: str) -> None:
         super().forget(task_id)
         self.result_consumer.cancel_for(task_id)
+
+    def remove_pending_result(self, result: Any) -> Any:
+        """Before Celery 5.7 a result that is thrown away takes another with it that waits for the same task, as those of a group do."""
+        for waiting in self._pending_results:
+            found = waiting.get(result.id)
+            if found is not None and found is not result and not isinstance(found, MutableMapping):
+                return result
+        return super().remove_pending_result(result)
 
     # -- what is known of a task --------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import secrets
@@ -391,6 +392,16 @@ def test_every_serializer_and_compression(app_of: AppOf, settings: dict[str, Any
 
 
 # -- many tasks ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_that_is_thrown_away_takes_no_other_with_it(app: Celery) -> None:
+    """As Celery itself throws some away while a group is sent."""
+    sent = send(app, "r.add", 1, 2)
+    waiting = GroupResult("any", [AsyncResult(sent.id, app=app)], app=app)
+    other = AsyncResult(sent.id, app=app)
+    del other
+    gc.collect()
+    assert waiting.get(timeout=TIMEOUT_S) == [3]
 
 
 def test_a_group(app: Celery) -> None:
