@@ -337,7 +337,8 @@ class Leases:
     # -- the thread ----------------------------------------------------------------------------------------------------
 
     def _ensure_thread(self) -> None:
-        if not self._keeps and self._claim():
+        # None begins while the interpreter ends, which Python 3.12 would refuse.
+        if not self._keeps and not self._leaving and self._claim():
             native.start_thread(self._keep, "bullmq-leases")
 
     def _claim(self) -> bool:
@@ -496,15 +497,16 @@ def all_leases() -> list[Leases]:
 def _settle_at_exit() -> None:
     """The interpreter ends: what was not started goes back, what has ended is sent."""
     for leases in all_leases():
+        leases.leave()
         for delivery in reversed(list(leases.held())):
             if not delivery.started:
                 delivery.release()
-        leases.leave()
         # The other connections are the thread's.
         server = Server(leases.address, leases.options)
         try:
             leases.send(server)
-        except LOST as error:
+        except (*LOST, RuntimeError) as error:
+            # RuntimeError: gevent looks up addresses in threads, and Python 3.12 begins none any more.
             logger.say(logging.WARNING, "ends of jobs were not sent to Redis at exit: %s", error)
         finally:
             server.close()
