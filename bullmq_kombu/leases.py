@@ -162,13 +162,6 @@ class Leases:
 
     def promise(self, delivery: Delivery) -> None:
         """Sends at once that the job is run at most once: the work may end this process."""
-        if native.is_green():
-            # Answers that are read later would be read in another thread, and the connection belongs to this one's loop.
-            try:
-                scripts.commit(self._others_server, delivery.base, delivery.id, delivery.token)
-            except LOST:
-                self.note_promise(delivery)
-            return
         self._promises.make(delivery)
         if self._dozing:
             self._bell.ring()

@@ -27,6 +27,7 @@ class Promises:
     """Those of one process. `again` is told of each that Redis may not have got."""
 
     def __init__(self, server: Server, again: Callable[[Delivery], None]) -> None:
+        self._server = server
         self._again = again
         self._unread: deque[Delivery] = deque()
         self._wire = server.wire()
@@ -36,7 +37,10 @@ class Promises:
         self.since: float | None = None
 
     def make(self, delivery: Delivery) -> None:
-        """From any thread; not where sockets are gevent's or eventlet's."""
+        """From any thread."""
+        if native.is_green():
+            self._make_and_wait(delivery)  # an answer that is read later would be read by a thread with another event loop
+            return
         with self._lock:
             if len(self._unread) >= UNREAD:
                 self._read()
@@ -50,6 +54,12 @@ class Promises:
                 self._give_up()
             if self._unread and self.since is None:
                 self.since = time.monotonic()
+
+    def _make_and_wait(self, delivery: Delivery) -> None:
+        try:
+            scripts.commit(self._server, delivery.base, delivery.id, delivery.token)
+        except LOST:
+            self._again(delivery)
 
     def _first(self, delivery: Delivery) -> None:
         """The first on a connection: the server may not know the script."""
