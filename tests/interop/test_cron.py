@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+from calendar import month_abbr, monthrange
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
@@ -68,11 +69,31 @@ def any_pattern(draw: random.Random) -> str:
 
 
 def is_another_in_5(pattern: str) -> bool:
-    """Ours is what BullMQ 6 means by it. In 5 a day field that lists all days is no different from `*`, and `4/2` goes around the week."""
+    """Ours is what BullMQ 6 means by it. In 5 a day field that lists all days is no different from `*`, and `4/2` goes around the week; 31
+    November is an error, also where a weekday would do."""
     if pattern.startswith("@"):
         return False
-    day, _, weekday = pattern.split()[-3:]
-    return "/" in weekday or weekday in ("0-6", "sun-sat") or day in ("*/1", "1/1", "1-31", "1-31/1")
+    day, month, weekday = pattern.split()[-3:]
+    if "/" in weekday or weekday in ("0-6", "sun-sat") or day in ("*/1", "1/1", "1-31", "1-31/1"):
+        return True
+    months = listed(month, 1, 12)
+    return len(months) == 1 and day != "L" and min(listed(day, 1, 31)) > (29 if months == {2} else monthrange(2023, *months)[1])
+
+
+def listed(field: str, low: int, high: int) -> set[int]:
+    """What a field of the day or the month lists."""
+    found: set[int] = set()
+    for part in field.split(","):
+        span, _, step = part.partition("/")
+        first, _, last = span.partition("-")
+        begin = low if first in ("*", "?") else number_of(first)
+        end = number_of(last) if last else high if step or first in ("*", "?") else begin
+        found.update(range(begin, end + 1, int(step or 1)))
+    return found
+
+
+def number_of(text: str) -> int:
+    return int(text) if text.isdigit() else [name.lower() for name in month_abbr].index(text.lower())
 
 
 def pattern_of_hours(draw: random.Random) -> str:
