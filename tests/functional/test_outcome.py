@@ -16,12 +16,15 @@ from typing import Any, NamedTuple
 import celery
 import pytest
 from celery import Celery
+from celery.app.defaults import NAMESPACES
 from conftest import sender
 from jobs import Job
 from servers import Server
 from worker import Worker
 
-POOLS = ("prefork", "solo", "threads", "gevent", "eventlet")
+#: Prefork's processes, forked and (since Celery 5.7) spawned.
+PROCESSES = ("prefork", "spawn")
+POOLS = (*(PROCESSES if "pool_start_method" in NAMESPACES["worker"] else PROCESSES[:1]), "solo", "threads", "gevent", "eventlet")
 LONG = "x" * 12_000
 TIMEOUT_S = 60.0
 
@@ -321,7 +324,7 @@ def called_with_wrong_arguments(run: Run) -> None:
 # -- ended from outside ------------------------------------------------------------------------------------------------------
 
 
-@row("soft", pools=("prefork",))
+@row("soft", pools=PROCESSES)
 def soft_time_limit(run: Run) -> None:
     run.job.wait_for("failed", timeout=TIMEOUT_S)
     assert run.job.reason is not None
@@ -329,7 +332,7 @@ def soft_time_limit(run: Run) -> None:
     assert "time.sleep(30)" in run.job.stack[0]
 
 
-@row("hard", pools=("prefork", "gevent"))
+@row("hard", pools=(*PROCESSES, "gevent"))
 def hard_time_limit(run: Run) -> None:
     run.job.wait_for("failed", timeout=TIMEOUT_S)
     assert run.job.reason is not None
@@ -337,10 +340,10 @@ def hard_time_limit(run: Run) -> None:
     assert run.job.attempts_started == 1
 
 
-@row("hard_again", AT, pools=("prefork", "gevent"))
+@row("hard_again", AT, pools=(*PROCESSES, "gevent"))
 def hard_time_limit_not_acknowledged(run: Run) -> None:
     """`acks_on_timeout=False` puts a task acknowledged late back. With a process Celery rejects it for good before 5.5."""
-    if run.is_late and (run.pool != "prefork" or celery.VERSION >= (5, 5)):
+    if run.is_late and (run.pool not in PROCESSES or celery.VERSION >= (5, 5)):
         run.job.wait_for("completed", timeout=TIMEOUT_S)
         assert run.job.returnvalue == "in time"
         assert run.job.attempts_made == 1
@@ -349,7 +352,7 @@ def hard_time_limit_not_acknowledged(run: Run) -> None:
         assert run.runs == 1
 
 
-@row("die", AT, pools=("prefork",))
+@row("die", AT, pools=PROCESSES)
 def child_killed(run: Run) -> None:
     run.job.wait_for("failed", timeout=TIMEOUT_S)
     assert run.job.reason is not None
@@ -358,7 +361,7 @@ def child_killed(run: Run) -> None:
     assert "defa" not in run.job.hash
 
 
-@row("die_requeued", AT, pools=("prefork",))
+@row("die_requeued", AT, pools=PROCESSES)
 def child_killed_with_reject_on_worker_lost(run: Run) -> None:
     if run.is_late:
         run.job.wait_for("completed", timeout=TIMEOUT_S)
@@ -369,7 +372,7 @@ def child_killed_with_reject_on_worker_lost(run: Run) -> None:
         assert run.runs == 1
 
 
-@row("die_retried", AT, pools=("prefork",))
+@row("die_retried", AT, pools=PROCESSES)
 def child_killed_with_retry_on_worker_lost(run: Run) -> None:
     """The worker's main process publishes the retry: still the same job. Celery before 5.7 does not know this option."""
     run.job.wait_for("failed" if celery.VERSION < (5, 7) else "completed", timeout=TIMEOUT_S)
@@ -380,7 +383,7 @@ def child_killed_with_retry_on_worker_lost(run: Run) -> None:
     assert run.job.attempts_made == 2
 
 
-@row("leave", pools=("prefork",))
+@row("leave", pools=PROCESSES)
 def left(run: Run) -> None:
     """sys.exit() in a task."""
     run.job.wait_for("failed", timeout=TIMEOUT_S)
@@ -398,7 +401,10 @@ class Pool:
         self.queue = f"q-{pool}-{secrets.token_hex(4)}"
         # Looking for stalled jobs must not be what keeps the locks.
         options = {"lock_duration": 2.0, "stalled_interval": 5.0}
-        self.worker = Worker(server, folder, [self.queue], pool=pool, concurrency=1 if pool == "solo" else 4, options=options)
+        self.worker = Worker(
+            server, folder, [self.queue], pool="prefork" if pool in PROCESSES else pool, concurrency=1 if pool == "solo" else 4,
+            options=options, settings={"worker_pool_start_method": "spawn"} if pool == "spawn" else {},
+        )  # fmt: skip
         self._client = server.client()
         self._folder = folder
         self.name = pool

@@ -20,7 +20,6 @@ from test_prefetch import active, most_held
 from waiting import wait_until
 from worker import APPS, Worker, environment_of
 
-needs_start_methods = pytest.mark.skipif("pool_start_method" not in NAMESPACES["worker"], reason="this Celery's pool only forks")
 needs_soft_shutdown = pytest.mark.skipif("soft_shutdown_timeout" not in NAMESPACES["worker"], reason="Celery 5.5 brought soft shutdown")
 
 
@@ -88,26 +87,6 @@ def test_processes_are_replaced(
     most = limit.get("worker_max_tasks_per_child", 1)  # more memory than one KiB has every process after its first task
     assert max(pids.count(pid) for pid in pids) <= most
     assert most_held(sent[0].client, queue_name) <= 4
-
-
-@needs_start_methods
-def test_spawned_processes(app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path) -> None:
-    """A process that is not its worker's fork, as those of all other tests are, tells BullMQ the same: values, failures, further runs, and
-    what becomes of a lost process."""
-    at = tmp_path / "it"
-    echo = job(app.send_task("echo", args=[{"a": 1}], queue=queue_name).id)
-    late = job(app.send_task("echo.late", args=["late"], queue=queue_name).id)
-    boom = job(app.send_task("boom", queue=queue_name).id)
-    again = job(app.send_task("again", args=[2], kwargs={"countdown": 0}, queue=queue_name).id)
-    lost = job(app.send_task("die_requeued.late", args=[str(at)], queue=queue_name).id)
-    # How long after its process what a task had to say may still come, s.
-    worker(concurrency=2, settings={"worker_pool_start_method": "spawn", "worker_lost_wait": 1.0})
-    assert echo.wait_for("completed").returnvalue == {"a": 1}
-    assert late.wait_for("completed").returnvalue == "late"
-    assert boom.wait_for("failed").reason == "ValueError: the message"
-    assert again.wait_for("completed").returnvalue["retries"] == 2
-    assert lost.wait_for("completed").returnvalue == "alive"
-    assert len(runs(at)) == 2
 
 
 # -- soft shutdown ---------------------------------------------------------------------------------------------------------------
