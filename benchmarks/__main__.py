@@ -43,13 +43,15 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(wanted))
         return 0
     started = time.monotonic()
-    tables = report.tables([_measured(sizes, rounds, wanted) for _ in range(given.runs)])
-    head = _head(given.runs, rounds, time.monotonic() - started, given.smoke)
+    runs: list[Results] = []
+    while len(runs) < given.runs:
+        runs.append(_measured(sizes, rounds, wanted))
+        head, tables = _head(len(runs), rounds, time.monotonic() - started, given.smoke), report.tables(runs)
+        if given.write:  # after each: of a long series that is broken off, what was measured stays
+            page = ROOT / "docs" / "benchmarks.md"
+            page.parent.mkdir(exist_ok=True)
+            page.write_text(f"# Benchmarks\n\n{head}\n{tables}\n{_text('notes.md')}\n{_method()}", encoding="utf-8")
     print(f"{head}\n{tables}")
-    if given.write:
-        page = ROOT / "docs" / "benchmarks.md"
-        page.parent.mkdir(exist_ok=True)
-        page.write_text(f"# Benchmarks\n\n{head}\n{tables}\n{_text('notes.md')}\n{_method()}", encoding="utf-8")
     return 0
 
 
