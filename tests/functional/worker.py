@@ -49,7 +49,7 @@ class Worker:
         self.pool = pool
         self.folder = folder / self.name
         self._app = app
-        self._environment = {**environment_of(server, settings, options, url), **(environment or {})}
+        self._environment = {**environment_of(server, settings, options, url), "PYTHONFAULTHANDLER": "1", **(environment or {})}
         self._arguments = ["-n", self.name, "-P", pool, "-c", str(concurrency), "-Q", ",".join(queues), *arguments]
         if not neighbours:
             self._arguments += ["--without-mingle", "--without-gossip"]
@@ -70,7 +70,11 @@ class Worker:
         return self
 
     def wait_until_ready(self) -> None:
-        wait_until(lambda: f"{self.name} ready." in self.log or self._has_ended, START_TIMEOUT_S, "the worker to be ready")
+        try:
+            wait_until(lambda: f"{self.name} ready." in self.log or self._has_ended, START_TIMEOUT_S, "the worker to be ready")
+        except AssertionError:
+            self.signal(signal.SIGABRT)  # with PYTHONFAULTHANDLER its log then says where every thread stood
+            raise
         assert not self._has_ended, f"the worker ended:\n{self.log}"
 
     @property
