@@ -34,7 +34,7 @@ _INTEGER = ("attempts", "priority", "keepLogs", "stackTraceLimit", "sizeLimit")
 _NUMBER = ("delay", "timestamp")
 _BOOLEAN = ("lifo", "failParentOnFailure", "continueParentOnFailure", "ignoreDependencyOnFailure", "removeDependencyOnFailure")
 _POLICIES = ("failParentOnFailure", "continueParentOnFailure", "ignoreDependencyOnFailure", "removeDependencyOnFailure")
-_DEDUPLICATION = {"id": str, "ttl": (int, float), "extend": bool, "replace": bool, "reschedule": bool, "keepLastIfActive": bool}
+_DEDUPLICATION = {"id": str, "ttl": float, "extend": bool, "replace": bool, "reschedule": bool, "keepLastIfActive": bool}
 KNOWN = frozenset({
     *_INTEGER, *_NUMBER, *_BOOLEAN, "backoff", "deduplication", "jobId", "parent", "removeOnComplete", "removeOnFail", "telemetry",
 })  # fmt: skip
@@ -135,7 +135,7 @@ def _check_deduplication(given: Any, parent: Any) -> None:
     for name, value in given.items():
         if name not in _DEDUPLICATION:
             raise BadInput(f"unknown key {name!r} in deduplication; known are {', '.join(_DEDUPLICATION)}")
-        if not isinstance(value, _DEDUPLICATION[name]):  # type: ignore[arg-type]  # a table of types and tuples of types
+        if not (_is_number(value) if name == "ttl" else isinstance(value, _DEDUPLICATION[name])):
             raise BadInput(f"deduplication[{name!r}] has the wrong type: {value!r}")
     if parent is not None:
         raise BadInput("Deduplication and parent options cannot be used together")
@@ -173,7 +173,11 @@ def is_own_id(job_id: str) -> bool:
 def make_job_options(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> JobOptions:
     """Checks `given` (BullMQ's JobsOptions), lays it over `defaults` and spells it as the job hash does."""
     check_job_options(given)
-    merged = {**(defaults or {}), **{name: value for name, value in given.items() if value is not None}}
+    merged = _said({**(defaults or {}), **_said(given)})
+    if defaults:
+        _check_values(merged)  # what each of the two may say, they may not say together
+    if "ttl" in merged.get("deduplication", ()):  # Redis takes no fractions of a millisecond
+        merged["deduplication"] = {**merged["deduplication"], "ttl": int(merged["deduplication"]["ttl"])}
     stored: dict[str, Any] = {"attempts": 0}
     more: dict[str, Any] = {}
     for name, value in merged.items():
@@ -202,6 +206,11 @@ def make_job_options(given: Mapping[str, Any], defaults: Mapping[str, Any] | Non
         telemetry=merged.get("telemetry"),
         more=more,
     )
+
+
+def _said(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that are None, which is as if they were not given."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _parent_of(stored: Mapping[str, Any]) -> dict[str, str]:

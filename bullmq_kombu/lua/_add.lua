@@ -243,7 +243,7 @@ local function add_stored(q, key, next_key, now)
   for i = 1, #flat, 2 do
     f[flat[i]] = flat[i + 1]
   end
-  local opts = cjson.decode(f.opts)
+  local opts = decoded(f.opts)
   local id = f.jid
   call('INCR', q.base .. 'id')
   local job = {

@@ -55,7 +55,7 @@ end
 
 -- The child at `key` has failed for good; `flags` is its stored `parent` JSON and says which policy it was added with.
 local function child_failed(key, parent_key, flags, reason, now)
-  local policy = flags and cjson.decode(flags) or {}
+  local policy = decoded(flags)
   if not (policy.fpof or policy.cpof or policy.idof or policy.rdof) then
     return
   end

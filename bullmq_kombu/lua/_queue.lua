@@ -2,6 +2,8 @@
 -- A queue is a table {base, events, paused, slots, max, duration, kept, parks, closed (ms, by a task)}; `base` is
 -- "prefix:name:" and every key is derived from it.
 local call = redis.call
+-- Answers {err = …} instead of ending the script: for keys that may hold something else than a job.
+local attempt = redis.pcall
 
 local EVENTS_KEPT = '10000'
 local PER_MS = 4096 -- how many delayed jobs of one millisecond keep their order
@@ -70,13 +72,20 @@ local function wake_when_due(q)
   end
 end
 
--- BullMQ 5 parks waiting jobs in `paused`, and its resume overwrites `wait` with that list: new ones belong there once it
--- has parked any, and as long as the queue was last opened by a BullMQ 5, which will.
+-- BullMQ 5 parks the waiting jobs of a paused queue in `paused`, and its resume puts that list in the place of `wait`. New jobs
+-- belong there once it has parked any; and where the queue was last opened by a BullMQ 5, unless others still lie in `wait`.
 local function waiting_list(q)
-  if q.paused and (q.parks or call('EXISTS', q.base .. 'paused') == 1) then
-    return q.base .. 'paused'
+  local wait, parked = q.base .. 'wait', q.base .. 'paused'
+  if q.paused and (call('EXISTS', parked) == 1 or q.parks and call('EXISTS', wait) == 0) then
+    return parked
   end
-  return q.base .. 'wait'
+  return wait
+end
+
+-- A table of what a job's field says in JSON; an empty one where it is missing, or a stranger wrote something else.
+local function decoded(text)
+  local is_json, value = pcall(cjson.decode, text or '{}')
+  return is_json and type(value) == 'table' and value or {}
 end
 
 -- Puts a job where workers take it from, without waking any. `lifo`: the next one of the list.
@@ -107,8 +116,9 @@ local function hold_until(q, id, due)
   call('ZADD', q.base .. 'delayed', score, id)
 end
 
+-- 0 also where the key holds something that is no job.
 local function priority_of(q, id)
-  return tonumber(call('HGET', q.base .. id, 'priority') or 0) or 0
+  return tonumber(attempt('HGET', q.base .. id, 'priority') or 0) or 0
 end
 
 local function promote(q, due)
@@ -117,7 +127,7 @@ local function promote(q, due)
     line_up(q, id, priority_of(q, id), false)
     emit(q, 'waiting', 'jobId', id, 'prev', 'delayed')
     if call('EXISTS', q.base .. id) == 1 then
-      call('HSET', q.base .. id, 'delay', 0)
+      attempt('HSET', q.base .. id, 'delay', 0)
     end
   end
   wake(q)

@@ -2,8 +2,12 @@
 -- A worker is a table {token, lock_ms, name, max, window}: the token of this delivery, how long its locks hold, the name
 -- written to `pb` ('' for none), and the worker's own rate limit (nil for none).
 
+-- An id without a job. A key of that name that holds something else is not ours, and in no state: `failed` is for jobs.
 local function fail_ghost(q, id, now)
   local reason = 'Missing key for job ' .. id .. '. moveToActive'
+  if call('EXISTS', q.base .. id) == 1 then
+    return emit(q, 'failed', 'jobId', id, 'failedReason', 'The key of job ' .. id .. ' holds no job', 'prev', 'waiting')
+  end
   call('HSET', q.base .. id, 'name', '', 'data', '{}', 'opts', '{}', 'timestamp', now, 'delay', 0, 'priority', 0,
     'failedReason', reason, 'finishedOn', now)
   call('ZADD', q.base .. 'failed', now, id)
@@ -88,7 +92,7 @@ local function take(q, now, wanted, worker)
   local taken = {}
   for _, id in ipairs(ids) do
     local key = q.base .. id
-    local hash = call('HGETALL', key)
+    local hash = attempt('HGETALL', key)
     if #hash == 0 then
       if moved then
         call('LREM', q.base .. 'active', 1, id)

@@ -43,7 +43,8 @@ local function objection(q, job, coming)
     return -5
   elseif call('EXISTS', key) == 1 then
     if more.unique then
-      return not call('ZSCORE', q.base .. 'completed', job.id) and not call('ZSCORE', q.base .. 'failed', job.id) and 0
+      return not is_same_message(key, job) and not call('ZSCORE', q.base .. 'completed', job.id)
+        and not call('ZSCORE', q.base .. 'failed', job.id) and 0
     end
     local current = more.parentKey and call('HGET', key, 'parentKey')
     return current and current ~= more.parentKey and call('EXISTS', current) == 1 and -7

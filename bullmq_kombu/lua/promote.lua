@@ -14,5 +14,7 @@ local q = open_queue(base)
 line_up(q, id, priority_of(q, id), false)
 wake(q)
 emit(q, 'waiting', 'jobId', id, 'prev', 'delayed')
-call('HSET', base .. id, 'delay', 0)
+if call('EXISTS', base .. id) == 1 then
+  call('HSET', base .. id, 'delay', 0)
+end
 return 0

@@ -27,7 +27,8 @@ for number, base in ipairs(KEYS) do
         local key = base .. id
         if call('EXISTS', key .. ':lock') == 0 and call('LREM', base .. 'active', 1, id) > 0 then
           if call('EXISTS', key) == 1 then
-            if call('HINCRBY', key, 'stc', 1) > allowed and not is_scheduled(q, id) then
+            local stalled = attempt('HINCRBY', key, 'stc', 1)
+            if type(stalled) == 'number' and stalled > allowed and not is_scheduled(q, id) then
               call('HSET', key, 'defa', 'job stalled more than allowable limit')
             end
           end

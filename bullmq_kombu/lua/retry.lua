@@ -16,13 +16,9 @@ end
 -- The trace joins those of the attempts before, as many as the job wants to keep.
 local function traces_with(trace)
   local found = redis.call('HMGET', KEYS[1] .. ARGV[2], 'stacktrace', 'opts')
-  local readable, traces = pcall(cjson.decode, found[1] or '[]')
-  if not readable or type(traces) ~= 'table' then
-    traces = {}
-  end
+  local traces = decoded(found[1])
   traces[#traces + 1] = trace
-  local known, opts = pcall(cjson.decode, found[2] or '{}')
-  local limit = known and type(opts) == 'table' and tonumber(opts.stackTraceLimit) or #traces
+  local limit = tonumber(decoded(found[2]).stackTraceLimit) or #traces
   while #traces > limit do
     table.remove(traces, 1)
   end

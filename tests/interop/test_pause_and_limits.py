@@ -15,6 +15,8 @@ from node_driver import VERSIONS, Node
 from servers import Server
 from waiting import wait_until
 
+from bullmq_kombu import Queue
+
 Serve = Callable[[str], Any]
 NodeOf = Callable[[str], Node]
 
@@ -104,6 +106,31 @@ def test_one_major_may_pause_and_the_other_resume(
     second.queue_call(queue_name, "resume")
     serve(queue_name)  # only now: what BullMQ 5 resumes after BullMQ 6 wakes no worker that waits, not Node's either
     assert [finished(second, queue_name, job_id) for job_id in sent] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("resumes", ["python", "node", "node, paused again"])
+def test_a_queue_that_python_pauses_keeps_all_and_their_order(
+    node: Node, queue_name: str, celery_app: Celery, serve_in_order: Serve, redis_client: redis.Redis, resumes: str
+) -> None:
+    """Of a queue that BullMQ 5 has opened, it puts what it had parked in the place of whatever waits."""
+    key, own = f"{queue_name}:notes", Queue(queue_name, celery_app.conf.broker_url)
+    for n in range(2):
+        celery_app.send_task("note", (key, n), queue=queue_name)
+    node.call("add", queue=queue_name, name="note", data={"key": key, "text": 2})
+    own.pause()
+    celery_app.send_task("note", (key, 3), queue=queue_name)
+    node.call("add", queue=queue_name, name="note", data={"key": key, "text": 4})
+    celery_app.send_task("note", (key, 5), queue=queue_name)
+    assert waiting(redis_client, queue_name) == 6
+    if resumes == "node, paused again":
+        node.queue_call(queue_name, "pause")
+    if resumes == "python":
+        own.resume()
+    else:
+        node.queue_call(queue_name, "resume")
+    serve_in_order(queue_name)
+    wait_until(lambda: redis_client.llen(key) == 6, what="six notes")
+    assert redis_client.lrange(key, 0, -1) == [str(n) for n in range(6)]
 
 
 def test_what_runs_when_a_queue_is_paused_ends(

@@ -500,6 +500,38 @@ def test_a_parent_none_of_whose_children_is_pending_goes_on_at_once(queue: Queue
     assert other.events() == ["duplicated jobId c"]
 
 
+@pytest.mark.parametrize("child", ["unique", "plain"])
+@pytest.mark.parametrize("meanwhile", ["nothing", "the child completed", "both completed"])
+def test_a_flow_that_is_sent_again_is_the_same_flow(queue: Queue, other: Queue, child: str, meanwhile: str) -> None:
+    """The answer to the first time was lost; its tasks may be done by now."""
+    more = json.loads(child_of(queue, "p", in_flow=True))
+    flow = [
+        queue.job("p", more=json.dumps({"in_flow": True, "children": True, "unique": True})),
+        other.job("c", more=json.dumps({**more, "unique": True} if child == "unique" else more)),
+    ]
+    assert queue.add(*flow) == ["p", "c"]
+    for one, job_id in ((other, "c"), (queue, "p"))[: ["nothing", "the child completed", "both completed"].index(meanwhile)]:
+        assert [taken.id for taken in one.take()] == [job_id]
+        assert one.end(one.ending("completed", job_id, "1")) == [0]
+    queue.events(), other.events()
+
+    assert queue.add(*flow) == ["p", "c"]
+    assert queue.events() == []
+    assert other.events() == ([] if child == "unique" else ["duplicated jobId c"])
+    assert queue.value("wait") == (["p"] if meanwhile == "the child completed" else None)
+    assert other.value("wait") == (["c"] if meanwhile == "nothing" else None)
+
+
+def test_a_flow_of_other_messages_with_ids_that_are_taken_is_refused(queue: Queue) -> None:
+    queue.add(
+        queue.job("p", more='{"in_flow":true,"children":true,"unique":true}'), queue.job("c", more=child_of(queue, "p", in_flow=True))
+    )
+    again = queue.job("p", data='{"other":1}', more='{"in_flow":true,"children":true,"unique":true}')
+
+    assert queue.add(again, queue.job("d", more=child_of(queue, "p", in_flow=True))) == [0, ""]
+    assert queue.value("d") is None
+
+
 def test_a_parent_without_children_is_not_left_waiting(queue: Queue) -> None:
     queue.add(queue.job("p", more='{"children":true}'))
 

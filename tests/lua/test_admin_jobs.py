@@ -96,6 +96,14 @@ def test_a_deduplication_id_is_freed_for_its_owner_only(queue: Queue) -> None:
     assert admin_scripts.release_deduplication(queue.server, queue.base, "x") == 0
 
 
+def test_a_delayed_id_without_a_job_does_not_become_one_by_being_promoted(queue: Queue) -> None:
+    queue.set("delayed", "ZADD", 1, "gone")
+    assert admin_scripts.promote(queue.server, queue.base, "gone") == 0
+    assert queue.value("gone") is None
+    assert queue.take() == []
+    assert set(queue.value("failed")) == {"gone"}
+
+
 def test_codes(queue: Queue) -> None:
     server, base = queue.server, queue.base
     queue.add(queue.job("a"))

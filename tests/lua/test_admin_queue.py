@@ -21,17 +21,44 @@ def child_of(parent: Queue, job_id: str) -> str:
 # -- pause and resume ------------------------------------------------------------------------------------------------------------
 
 
-def test_pause_touches_no_list(queue: Queue) -> None:
+@pytest.mark.parametrize("version", ["", "bullmq:6.7.0"])
+def test_pause_touches_no_list(queue: Queue, version: str) -> None:
     queue.add(queue.job("a"), queue.job("p", priority=1))
-    queue.set("paused", "LPUSH", "parked")
+    queue.set("meta", "HSET", "version", version)
     queue.events()
     admin_scripts.pause(queue.server, queue.base)
 
     assert queue.value("wait") == ["a"]
-    assert queue.value("paused") == ["parked"]
+    assert queue.value("paused") is None
     assert queue.value("marker") is None
     assert queue.events() == ["paused"]
     assert queue.take(5) == []
+
+
+def test_pause_parks_what_waits_where_bullmq_5_will_look_for_it(queue: Queue) -> None:
+    """Its resume puts `paused`, which its producers fill meanwhile, in the place of `wait`."""
+    queue.add(queue.job("a"), queue.job("b"), queue.job("p", priority=1))
+    queue.set("meta", "HSET", "version", "bullmq:5.81.5")
+    admin_scripts.pause(queue.server, queue.base)
+    queue.add(queue.job("c"))
+
+    assert queue.value("wait") is None
+    assert queue.value("paused") == ["c", "b", "a"]
+    assert set(queue.value("prioritized")) == {"p"}
+    admin_scripts.pause(queue.server, queue.base)
+    admin_scripts.resume(queue.server, queue.base)
+    assert queue.value("wait") == ["c", "b", "a"]
+
+
+def test_pause_puts_what_waits_behind_what_bullmq_5_had_parked(queue: Queue) -> None:
+    """As many as there may be. Its next pause would put `wait` in the place of `paused`."""
+    ids = [f"j{number}" for number in range(2500)]
+    queue.set("wait", "LPUSH", *ids)
+    queue.set("paused", "LPUSH", "parked-1", "parked-2")
+    admin_scripts.pause(queue.server, queue.base)
+
+    assert queue.value("wait") is None
+    assert queue.value("paused") == [*reversed(ids), "parked-2", "parked-1"]
 
 
 def test_resume_puts_what_bullmq_5_had_parked_first_and_in_its_order(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,6 +93,16 @@ def test_added_while_bullmq_5_has_parked_jobs(queue: Queue) -> None:
     queue.add(queue.job("a"))
     assert queue.value("paused") == ["a", "parked"]
     assert queue.value("wait") is None
+
+
+def test_added_where_bullmq_5_came_to_a_queue_paused_by_another(queue: Queue) -> None:
+    """As long as it has parked none, its resume leaves `wait` alone."""
+    queue.pause()
+    queue.add(queue.job("a"))
+    queue.set("meta", "HSET", "version", "bullmq:5.81.5")
+    queue.add(queue.job("b"))
+    assert queue.value("wait") == ["b", "a"]
+    assert queue.value("paused") is None
 
 
 # -- obliterate ------------------------------------------------------------------------------------------------------------------

@@ -414,6 +414,16 @@ def test_rdof_the_failure_is_as_if_there_had_been_no_child(queue: Queue, other: 
     assert queue.without_meta() == {"id": "1", "wait": ["p"], "marker": {"0": 0}, "p": stored()}
 
 
+@pytest.mark.parametrize("flags", ["", "no JSON", "7"])
+def test_what_a_stranger_wrote_of_a_parent_keeps_no_end_from_being_written(queue: Queue, other: Queue, flags: str) -> None:
+    queue.active(*(queue.job(one) for one in "abc"))
+    queue.set("b", "HSET", "parentKey", other.key("p"), "parent", flags)
+
+    assert queue.end(*(queue.ending("failed", one, "why") for one in "abc")) == [0, 0, 0]
+    assert set(queue.value("failed")) == {"a", "b", "c"}
+    assert [text.split()[2] for text in queue.events() if text.startswith("failed")] == ["a", "b", "c"]
+
+
 def test_a_failed_child_that_is_not_kept_holds_nobody_up(queue: Queue, other: Queue) -> None:
     flow(queue, other, "c")
     other.end(other.ending("failed", "c", "no", keep=KEEP_NONE))

@@ -213,3 +213,14 @@ def test_many_jobs_are_marked_and_moved(queue: Queue) -> None:
 
     assert len(check_again(queue)) == 6000
     assert queue.value("active") is None
+
+
+def test_what_is_no_job_hinders_no_other(queue: Queue) -> None:
+    dead(queue, queue.job("a"))
+    queue.set("active", "RPUSH", "text")
+    queue.set("text", "SET", "not ours")
+    check(queue)
+
+    assert sorted(one for _, one in check_again(queue)) == ["a", "text"]
+    assert [taken.id for taken in queue.take(5)] == ["a"]
+    assert queue.value("text") == "not ours"

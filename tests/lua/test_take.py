@@ -154,6 +154,27 @@ def test_ghosts_are_no_reason_to_stop(queue: Queue) -> None:
 
 
 @pytest.mark.parametrize("wanted", [1, 5])
+@pytest.mark.parametrize("place", ["wait", "prioritized", "delayed"])
+def test_what_is_no_job_takes_no_job_with_it(queue: Queue, place: str, wanted: int) -> None:
+    """The key of an id is somebody else's text. It stays, and is in no state: BullMQ could not list the others of one it is in."""
+    queue.add(queue.job("a"))
+    queue.set("text", "SET", "not ours")
+    if place == "wait":
+        queue.set("wait", "RPUSH", "text")
+    else:
+        queue.set(place, "ZADD", 1, "text")
+    queue.add(queue.job("b"))
+    queue.events()
+
+    taken = [one for _ in range(4) for one in queue.take(wanted)]
+    assert sorted(ids(taken)) == ["a", "b"]
+    assert queue.value("active") == list(reversed(ids(taken)))
+    assert queue.value("text") == "not ours"
+    assert not {"failed", "wait", "delayed", "prioritized"} & set(queue.picture())
+    assert "failed jobId text failedReason The key of job text holds no job prev waiting" in queue.events()
+
+
+@pytest.mark.parametrize("wanted", [1, 5])
 def test_a_marker_of_bullmq_4_in_the_list_is_dropped(queue: Queue, wanted: int) -> None:
     queue.add(queue.job("a"))
     queue.set("wait", "RPUSH", "0:1795491304286")

@@ -165,6 +165,7 @@ WRONG = [
     ("parent", {"id": "p", "queue": ""}), ("telemetry", "m"), ("telemetry", {"meta": 1}), ("telemetry", {"metadata": 5}),
     ("deduplication", "x"), ("deduplication", {}), ("deduplication", {"id": ""}), ("deduplication", {"id": 5}),
     ("deduplication", {"id": "x", "ttl": "5"}), ("deduplication", {"id": "x", "extend": 1}), ("deduplication", {"id": "x", "TTL": 5}),
+    ("deduplication", {"id": "x", "ttl": float("inf")}),
 ]  # fmt: skip
 
 
@@ -195,6 +196,27 @@ def test_only_one_thing_can_happen_to_the_parent() -> None:
     with pytest.raises(BadInput, match="cannot be used together: failParentOnFailure, removeDependencyOnFailure"):
         check_job_options({"failParentOnFailure": True, "removeDependencyOnFailure": True})
     check_job_options({"failParentOnFailure": True, "removeDependencyOnFailure": False})
+
+
+@pytest.mark.parametrize(("defaults", "given"), [
+    ({"failParentOnFailure": True}, {"ignoreDependencyOnFailure": True}),
+    ({"deduplication": {"id": "x"}}, {"parent": {"id": "p", "queue": "bull:q"}}),
+])  # fmt: skip
+def test_what_cannot_go_together_cannot_by_way_of_the_defaults(defaults: dict[str, Any], given: dict[str, Any]) -> None:
+    with pytest.raises(BadInput, match="cannot be used together"):
+        make_job_options(given, defaults)
+    make_job_options({**dict.fromkeys(given), "priority": 1}, defaults)
+
+
+def test_a_default_of_none_is_none() -> None:
+    options = make_job_options({}, {"priority": None, "delay": None, "deduplication": None, "telemetry": None, "attempts": 3})
+    assert options == make_job_options({"attempts": 3})
+
+
+def test_a_window_has_no_fractions_of_a_millisecond() -> None:
+    options = make_job_options({"deduplication": {"id": "x", "ttl": 1500.5}})
+    assert options.more["de"] == {"id": "x", "ttl": 1500}
+    assert json.loads(options.stored)["de"] == {"id": "x", "ttl": 1500}
 
 
 def test_a_child_is_not_deduplicated() -> None:
