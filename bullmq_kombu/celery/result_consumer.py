@@ -20,6 +20,7 @@ from typing import Any
 
 from celery import states
 from celery.backends.asynchronous import BaseResultConsumer
+from celery.result import ResultSet
 from kombu.utils.encoding import bytes_to_str
 
 from bullmq_kombu.wire import Waker, Wire, wait_any, within
@@ -42,8 +43,8 @@ AFTER_ERROR_S = 0.5
 #: How much longer than it was asked to wait a call may take to be answered: a `get(timeout=0)` wants an answer too.
 GRACE_S = 0.3
 
-#: The text of a result that was published, or the meta of one that was looked up.
-Heard = str | dict[str, Any]
+#: Of a task: the text of its result that was published, its meta that was looked up, or why that cannot be read.
+Heard = tuple[str, str | dict[str, Any] | Exception]
 
 
 class ResultConsumer(BaseResultConsumer):
@@ -76,8 +77,10 @@ class ResultConsumer(BaseResultConsumer):
         #: Before this time it is not looked again.
         self._look_not_before = 0.0
         self._next_ping = 0.0
-        #: How long the look before a wait took (s), by the promise that is waited for.
-        self._spent: dict[int, float] = {}
+        #: By the promise that is waited for: how long the look before the wait took (s), and the tasks.
+        self._waits: dict[int, tuple[float, list[str]]] = {}
+        #: Tasks of which something was heard that cannot be read: it is for those to know who wait for them.
+        self._unreadable: dict[str, Exception] = {}
 
     def _check_fork(self) -> None:
         if self._pid != os.getpid():
@@ -101,6 +104,7 @@ class ResultConsumer(BaseResultConsumer):
         task_id = bytes_to_str(task_id)
         if task_id in self._watched:
             return
+        self._unreadable.pop(task_id, None)
         look_at = max(time.monotonic() + FIRST_LOOK_S, self._look_not_before)
         self._look_at = min(self._look_at, look_at) if self._watched else look_at
         self._watched[task_id] = None
@@ -115,8 +119,16 @@ class ResultConsumer(BaseResultConsumer):
         # Also called when a result is garbage collected, anywhere, even while this thread holds the lock: so nothing is sent. The channel
         # is left when the next message is sent or read.
         task_id = bytes_to_str(task_id)
+        self._unreadable.pop(task_id, None)
         if self._watched.pop(task_id, self) is not self:
             self._changed.add(task_id)
+
+    def _give_up(self, task_id: str, error: Exception) -> None:
+        """It is looked for no more: what cannot be read now would not be the next time either."""
+        for waiting in self.backend._pending_results:
+            waiting.pop(task_id, None)
+        self.cancel_for(task_id)
+        self._unreadable[task_id] = error
 
     def stop(self) -> None:
         with self._lock:
@@ -126,6 +138,7 @@ class ResultConsumer(BaseResultConsumer):
 
     def on_wait_for_pending(self, result: Any, timeout: Any = None, **kwargs: Any) -> None:
         began = time.monotonic()
+        tasks = list(_tasks_of(result))
         try:
             with _within(timeout):
                 metas = list(result._iter_meta(**kwargs))
@@ -138,7 +151,11 @@ class ResultConsumer(BaseResultConsumer):
         except self._connection_errors as error:
             # Who waits goes on waiting; it is looked again when Redis is back.
             logger.debug("waiting for results begins while Redis is away: %s", error)
-        self._spent[id(result.on_ready)] = time.monotonic() - began
+        except Exception:
+            for one in tasks:
+                self.backend.remove_pending_result(one)
+            raise
+        self._waits[id(result.on_ready)] = time.monotonic() - began, [bytes_to_str(one.id) for one in tasks]
 
     def _drop_buffered(self, task_id: Any) -> None:
         """A result that nobody waits for was put aside for who may ask; this one has just been given."""
@@ -156,7 +173,7 @@ class ResultConsumer(BaseResultConsumer):
 
     def drain_events_until(self, p: Any, timeout: float | None = None, on_interval: Any = None) -> Iterator[None]:
         """As Celery's, but no single wait goes beyond the deadline."""
-        spent = self._spent.pop(id(p), 0.0)
+        spent, tasks = self._waits.pop(id(p), (0.0, []))
         until, interval = None, 1.0
         if timeout is not None:
             # Celery 5.3 takes 0 for "for ever".
@@ -169,6 +186,8 @@ class ResultConsumer(BaseResultConsumer):
             if not p.ready:
                 left = None if until is None else max(until - time.monotonic(), 0.0)
                 self.drain_events(timeout if left is None else min(1.0, left), left)
+                for task_id in self._unreadable.keys() & tasks:
+                    raise self._unreadable[task_id]
 
         result: Iterator[None] = self.drainer.drain_events_until(p, timeout=timeout, interval=interval, on_interval=on_interval, wait=wait)
         return result
@@ -207,20 +226,30 @@ class ResultConsumer(BaseResultConsumer):
                     self._tell_channels()
 
     def _tell(self) -> None:
-        """Outside the lock: what is told may have callbacks that wait for other results. One that cannot be read keeps none back."""
-        unreadable: Exception | None = None
+        """Outside the lock: what is told may have callbacks that wait for other results. No error keeps the others back."""
+        failed: Exception | None = None
         while self._heard:
-            what = self._heard.popleft()
+            task_id, what = self._heard.popleft()
             try:
-                meta = self.backend.decode_result(what.encode("utf-8", "surrogateescape")) if isinstance(what, str) else what
-                task_id, token = meta["task_id"], _token(meta)
-                if task_id in self._watched and (token is None or self._watched[task_id] != token):
-                    self._watched[task_id] = token
-                    self.on_state_change(meta, what if isinstance(what, str) else None)
+                meta = self._read(what)
+                token = _token(meta)
             except Exception as error:
-                unreadable = error
-        if unreadable is not None:
-            raise unreadable
+                self._give_up(task_id, error)
+                continue
+            if task_id in self._watched and (token is None or self._watched[task_id] != token):
+                self._watched[task_id] = token
+                try:
+                    self.on_state_change(meta, what if isinstance(what, str) else None)
+                except Exception as error:
+                    failed = error
+        if failed is not None:
+            raise failed
+
+    def _read(self, what: str | dict[str, Any] | Exception) -> dict[str, Any]:
+        if isinstance(what, Exception):
+            raise what
+        meta: dict[str, Any] = self.backend.decode_result(what.encode("utf-8", "surrogateescape")) if isinstance(what, str) else what
+        return meta
 
     def _listen(self, until: float) -> list[Heard]:
         while True:
@@ -298,7 +327,7 @@ class ResultConsumer(BaseResultConsumer):
             elif kind in ("pong", "PONG"):
                 self._ping_by = None
             elif kind == "message":
-                heard.append(answer[2])
+                heard.append((answer[1].removeprefix(self.backend.results.channel("")), answer[2]))
         return heard
 
     def _try_connection(self, now: float) -> None:
@@ -321,8 +350,16 @@ class ResultConsumer(BaseResultConsumer):
         took = time.monotonic() - now
         self._look_not_before = now + max(LOOK_EVERY_S, took / LOOK_SHARE)
         self._await(ends)
-        metas = [self.backend.meta_of(one) for one in known]
-        return [meta for meta in metas if meta["status"] != states.PENDING]
+        heard: list[Heard] = []
+        for one in known:
+            try:
+                meta = self.backend.meta_of(one)
+            except Exception as error:
+                heard.append((one.task_id, error))
+            else:
+                if meta["status"] != states.PENDING:
+                    heard.append((one.task_id, meta))
+        return heard
 
     def _await(self, ends: dict[str, str]) -> None:
         """Waits for events later than `ends`, one of each queue."""
@@ -359,6 +396,15 @@ class ResultConsumer(BaseResultConsumer):
 
 def _within(timeout: float | None) -> AbstractContextManager[None]:
     return within(None if timeout is None else max(timeout, 0.0) + GRACE_S)
+
+
+def _tasks_of(result: Any) -> Iterator[Any]:
+    """The results of single tasks that a result, which may be that of a group, waits for."""
+    if isinstance(result, ResultSet):
+        for one in result.results:
+            yield from _tasks_of(one)
+    else:
+        yield result
 
 
 def _token(meta: dict[str, Any]) -> Any:

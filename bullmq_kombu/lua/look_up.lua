@@ -24,13 +24,13 @@ local function known_queues()
   return queues
 end
 
--- The fields of a job with its queue and state before them, or nil where the queue has none of this id. A job that has ended
--- silently is none: its task has gone on as another job, or has said itself all there is to say.
+-- The fields of a job with its queue and state before them, or nil where the queue has none of this id, or a key of its own. A
+-- job that has ended silently is none: its task has gone on as another job, or has said itself all there is to say.
 local function job_in(queue, id)
   local jobs = prefix .. queue .. ':'
-  local fields = redis.call('HMGET', jobs .. id, 'name', 'data', 'returnvalue', 'failedReason', 'stacktrace', 'atm', 'progress',
-    'pb', 'finishedOn', 'silent')
-  if not fields[1] or (fields[9] and fields[9] == fields[10]) then
+  local fields = redis.pcall('HMGET', jobs .. id, 'name', 'data', 'returnvalue', 'failedReason', 'stacktrace', 'atm',
+    'progress', 'pb', 'finishedOn', 'silent')
+  if fields.err or not fields[1] or (fields[9] and fields[9] == fields[10]) then
     return nil
   end
   local state = 'waiting'
@@ -64,12 +64,19 @@ local function job_in_any(places, id)
   end
 end
 
+-- The job of a task whose job has another id.
+local function find_by_alias(task)
+  local queue, id = string.match(redis.call('GET', base .. 'job:' .. task) or '', '^([^:]+):(.+)$')
+  return queue and job_in(queue, id)
+end
+
 -- The job, or nil and the queues where it may yet come.
-local function find(id, hint)
+local function find(task, id, hint)
   local found
   if string.sub(hint, 1, 1) == ':' then
+    -- "mail:17" names a job; but a task may be called so too.
     local queue = string.sub(hint, 2)
-    return job_in(queue, id), { queue }
+    return find_by_alias(task) or job_in(queue, id), { queue }
   end
   if hint ~= '' then
     found = job_in(hint, id)
@@ -77,13 +84,8 @@ local function find(id, hint)
   if not found and id ~= '' then
     found = job_in_any(known_queues(), id)
   end
+  found = found or find_by_alias(task)
   return found, found and {} or known_queues()
-end
-
--- The same for a task whose job has another id.
-local function find_by_alias(task)
-  local queue, id = string.match(redis.call('GET', base .. 'job:' .. task) or '', '^([^:]+):(.+)$')
-  return queue and job_in(queue, id)
 end
 
 local tasks, watched = {}, {}
@@ -91,8 +93,7 @@ for at = 2, #ARGV, 3 do
   local stored = redis.call('HMGET', base .. 'result:' .. ARGV[at], 'status', 'meta')
   local about = { stored[1] or '', stored[2] or '' }
   if not FINAL[stored[1]] then
-    local found, possible = find(ARGV[at + 1], ARGV[at + 2])
-    found = found or find_by_alias(ARGV[at])
+    local found, possible = find(ARGV[at], ARGV[at + 1], ARGV[at + 2])
     if found then
       for place = 1, 11 do
         about[place + 2] = found[place]

@@ -26,6 +26,7 @@ from celery.exceptions import TimeoutError as ResultTimeoutError
 from celery.result import AsyncResult, GroupResult
 from celery.worker.request import Request
 from jobs import Job
+from kombu.exceptions import DecodeError
 from results_app import make_app
 from servers import Server, end, missing, spawn
 from waiting import wait_until
@@ -389,6 +390,66 @@ def test_every_serializer_and_compression(app_of: AppOf, settings: dict[str, Any
     task_id = f"kept-{secrets.token_hex(6)}"
     app.backend.store_result(task_id, value, "SUCCESS")
     assert app_of(**settings).AsyncResult(task_id).get(timeout=0) == value
+
+
+def store_pickled(app: Celery, task_id: str) -> None:
+    """As another deployment might, whose serializer this one does not take."""
+    with make_app(str(app.conf.broker_url), str(app.conf.result_backend), result_serializer="pickle") as other:
+        other.backend.store_result(task_id, "value", "SUCCESS")
+        other.backend.server.close()
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_result_that_cannot_be_read_is_the_trouble_of_who_asked_for_it(app: Celery, tmp_path: Path, grouped: bool) -> None:
+    bad = AsyncResult(f"bad-{secrets.token_hex(6)}", app=app)
+    good = send(app, "r.wait", str(tmp_path / "it"))
+    store_pickled(app, bad.id)
+    asked = GroupResult("any", [bad, good], app=app) if grouped else bad
+    with pytest.raises(DecodeError):
+        asked.get(timeout=TIMEOUT_S)
+    assert took(lambda: good.get(timeout=0.5)) < 5
+    tmp_path.joinpath("it.go").touch()
+    assert good.get(timeout=TIMEOUT_S) == "done"
+    with pytest.raises(DecodeError):
+        asked.get(timeout=TIMEOUT_S)
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_result_that_comes_and_cannot_be_read_is_told_to_its_own_waiter(
+    app: Celery, tmp_path: Path, redis_client: redis.Redis, published: bool
+) -> None:
+    """Whoever of the waiters it is that listens for all. `published`: it is heard; otherwise it is looked up."""
+    bad = AsyncResult(f"bad-{secrets.token_hex(6)}", app=app)
+    good = send(app, "r.wait", str(tmp_path / "it"))
+    with ThreadPoolExecutor(2) as pool:
+        waits = []
+        for result in (good, bad):
+            waits.append(pool.submit(result.get, timeout=TIMEOUT_S))
+            channel = app.backend.results.channel(result.id)
+            wait_until(lambda channel=channel: dict(redis_client.pubsub_numsub(channel))[channel], what="a subscription")
+        if published:
+            store_pickled(app, bad.id)
+        else:
+            redis_client.hset(app.backend.results.channel(bad.id), mapping={"status": "SUCCESS", "meta": "no JSON"})
+            redis_client.client_kill_filter(_type="pubsub")
+        with pytest.raises(DecodeError):
+            waits[1].result(TIMEOUT_S)
+        assert not waits[0].done()
+        tmp_path.joinpath("it.go").touch()
+        assert waits[0].result(TIMEOUT_S) == "done"
+
+
+@pytest.mark.parametrize("name", ["events", "id", "meta", "completed", "marker", "wait"])
+def test_an_id_that_is_the_name_of_a_queues_own_key_is_that_of_no_task(app: Celery, tmp_path: Path, name: str) -> None:
+    assert send(app, "r.add", 1, 2).get(timeout=TIMEOUT_S) == 3  # all of them are there
+    for task_id in (name, f"{app.conf.task_default_queue}:{name}"):
+        asked = AsyncResult(task_id, app=app)
+        assert asked.state == "PENDING"
+        assert took(lambda asked=asked: asked.get(timeout=0.2)) < 5
+    good = send(app, "r.wait", str(tmp_path / "it"))
+    assert took(lambda: good.get(timeout=0.3)) < 5
+    tmp_path.joinpath("it.go").touch()
+    assert good.get(timeout=TIMEOUT_S) == "done"
 
 
 # -- many tasks ------------------------------------------------------------------------------------------------------------------

@@ -155,6 +155,21 @@ def test_a_job_that_ended_silently_tells_nothing(results: Results, mail: Queue, 
     assert job.state == "waiting"
 
 
+def test_a_task_that_is_called_as_a_job_might_be_is_itself(results: Results, keys: Queue, mail: Queue) -> None:
+    """`mail:17` is job 17 of mail, unless a task of this very id was sent: its job has another."""
+    mail.add(mail.job("17", name="Node's"))
+    assert found(results, "mail:17").job.fields["name"] == "Node's"
+    mail.add(mail.job("other", name="ours"))
+    keys.set("job:mail:17", "SET", "mail:other")
+    assert found(results, "mail:17").job.fields["name"] == "ours"
+
+
+@pytest.mark.parametrize("task_id", ["events", "id", "wait", "mail:events", "mail:id", "mail:wait"])
+def test_a_key_of_the_queues_own_is_no_job(results: Results, mail: Queue, task_id: str) -> None:
+    mail.add(mail.job())
+    assert found(results, task_id) == Known(task_id, "", "", None)
+
+
 def test_a_job_that_is_run_again_after_a_silent_end_tells_its_own(results: Results, mail: Queue) -> None:
     mail.active(mail.job("t"))
     mail.end(mail.ending("completed", "t", "null", more='{"silent":true}'))
