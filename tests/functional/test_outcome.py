@@ -402,8 +402,8 @@ class Pool:
         self.queue = f"q-{pool}-{secrets.token_hex(4)}"
         # Looking for stalled jobs must not be what keeps the locks.
         options = {"lock_duration": 2.0, "stalled_interval": 5.0}
-        # The second is how long after a spawned process what its task had to say may still come, s.
-        spawn = {"worker_pool_start_method": "spawn", "worker_lost_wait": 1.0}
+        # How long after a spawned process what its task had to say may still come, and how long one may take to begin, s.
+        spawn = {"worker_pool_start_method": "spawn", "worker_lost_wait": 1.0, "worker_proc_alive_timeout": 60.0}
         self.worker = Worker(
             server, folder, [self.queue], pool="prefork" if pool in PROCESSES else pool, concurrency=1 if pool == "solo" else 4,
             options=options, settings=spawn if pool == "spawn" else {},
