@@ -211,9 +211,8 @@ class Flight:
                 self._answer = scripts.finish_later(wire, endings, now_ms(), bases, wanted, self._worker)
             else:
                 self._answer = scripts.take_later(wire, bases, now_ms(), wanted, self._worker)
-        except BaseException:
-            leases.wait_on(self._pending)
-            leases.astray(self.token, bases)
+        except BaseException as error:
+            self._lose_answer(error)
             raise
         leases.flights.add(self)
 
@@ -263,9 +262,7 @@ class Flight:
         try:
             answer = self._answer.answer()
         except BaseException as error:
-            leases.wait_on(self._pending)
-            if not isinstance(error, ServerNotReady):  # it has done nothing
-                leases.astray(self.token, self._bases)
+            self._lose_answer(error)
             raise
         if self._pending:
             codes, taken, states = scripts.finish_answer(self._bases, answer)
@@ -276,3 +273,14 @@ class Flight:
         deliveries = [Delivery(leases, one, token, renewed, on_settled) for one in taken]
         leases.hold(deliveries)
         return deliveries, states
+
+    def _lose_answer(self, error: BaseException) -> None:
+        """The ends are sent again, and what was taken is put back: by and by where the server is away; at once where this process is told
+        to end while it waits, as event loops do it, so that what was taken before goes back after it."""
+        self._leases.wait_on(self._pending)
+        if isinstance(error, ServerNotReady):
+            return  # it has done nothing
+        self._leases.astray(self.token, self._bases)
+        if not isinstance(error, Exception):
+            with contextlib.suppress(*LOST):
+                self._leases.recall()

@@ -385,7 +385,7 @@ class Leases:
             else:
                 flight.land_unasked()
         if self._astray and now >= self._next_recall:
-            self._recall(now)
+            self._recall(now, self._server)
         for since, send in ((self._promises.since, self._promises.look), (self._sending_since, self.send)):
             if since is not None and time.monotonic() - since >= SEND_WITHIN_S:
                 send()
@@ -415,10 +415,14 @@ class Leases:
                 else:
                     delivery.renewed = now
 
-    def _recall(self, now: float) -> None:
+    def recall(self) -> None:
+        """Puts back what was taken by calls whose answer was lost. From any thread but the one that keeps the locks."""
+        self._recall(time.monotonic(), self._others_server)
+
+    def _recall(self, now: float, server: Server) -> None:
         astray = dict(self._astray)
         bases = sorted({base for found, _ in astray.values() for base in found})
-        for base, job_id, fields in scripts.recall(self._server, bases, list(astray)):
+        for base, job_id, fields in scripts.recall(server, bases, list(astray)):
             text = "job %s of %s was taken by a call whose answer was lost, and waits again"
             logger.say(logging.INFO, text, shown(job_id), base.rstrip(":"))
             self._astray.pop(fields["token"], None)

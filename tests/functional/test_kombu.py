@@ -26,6 +26,8 @@ from waiting import wait_until
 
 from bullmq_kombu import Queue as Jobs
 from bullmq_kombu.carry import Carried, current
+from bullmq_kombu.leases import Leases
+from bullmq_kombu.wire import Wire
 
 OPTIONS: dict[str, Any] = {"lock_duration": 1.0, "stalled_interval": 1.0, "drain_delay": 1.0}
 
@@ -200,6 +202,47 @@ def test_process_lost(server: Server, connection: Connection, redis_client: redi
     with Inbox(connection, Queue(queue_name)) as inbox:
         assert inbox.drain(1) == ["precious"]
     assert inbox.messages[0].delivery_info["redelivered"]
+
+
+def test_told_to_end_while_it_waits_for_its_answer(
+    connection: Connection, redis_client: redis.Redis, queue_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the shutdown of an event loop's worker may meet it: all that it had goes back at once, in its order."""
+    queue = Queue(queue_name)
+    for n in range(8):
+        publish(connection, n, routing_key=queue_name, declare=[queue])
+    ids = jobs_of(redis_client, queue_name, "wait")[::-1]
+    channel = connection.channel()
+    inbox = Inbox(channel, queue, ack=False)
+    inbox.consumer.qos(prefetch_count=4)
+    with inbox:
+        for had in (0, 2):  # by the second time the server knows the script
+            inbox.drain(4 + had, connection)
+            for message in inbox.messages[had : had + 2]:
+                message.ack()
+
+        answer, recall, here = Wire._answer, Leases._recall, threading.get_ident()
+
+        def late(leases: Leases, *args: Any) -> None:
+            """The thread that keeps the locks comes to it when the channel is closed."""
+            if threading.get_ident() == here or channel.closed:
+                recall(leases, *args)
+
+        def interrupted(wire: Wire, redis_connection: Any) -> Any:
+            if threading.get_ident() != here:
+                return answer(wire, redis_connection)
+            monkeypatch.setattr(Wire, "_answer", answer)
+            assert wire.wait_readable(5.0)
+            raise SystemExit
+
+        monkeypatch.setattr(Leases, "_recall", late)
+        monkeypatch.setattr(Wire, "_answer", interrupted)
+        with pytest.raises(SystemExit):
+            connection.drain_events(timeout=10)
+        assert jobs_of(redis_client, queue_name, "wait") == ids[:5:-1]
+        channel.close()
+    assert jobs_of(redis_client, queue_name, "wait") == ids[:3:-1]
+    assert set(jobs_of(redis_client, queue_name, "completed")) == set(ids[:4])
 
 
 def test_no_ack(connection: Connection, redis_client: redis.Redis, queue_name: str) -> None:
