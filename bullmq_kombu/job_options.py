@@ -172,10 +172,9 @@ def is_own_id(job_id: str) -> bool:
 
 def make_job_options(given: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> JobOptions:
     """Checks `given` (BullMQ's JobsOptions), lays it over `defaults` and spells it as the job hash does."""
-    check_job_options(given)
     merged = _said({**(defaults or {}), **_said(given)})
-    if defaults:
-        _check_values(merged)  # what each of the two may say, they may not say together
+    # Together: what each of the two may say, they may not say both. With the names of those that are None, as one may be misspelled.
+    check_job_options({**dict.fromkeys(given), **merged})
     if "ttl" in merged.get("deduplication", ()):  # Redis takes no fractions of a millisecond
         merged["deduplication"] = {**merged["deduplication"], "ttl": int(merged["deduplication"]["ttl"])}
     stored: dict[str, Any] = {"attempts": 0}

@@ -186,8 +186,9 @@ class ResultConsumer(BaseResultConsumer):
             if not p.ready:
                 left = None if until is None else max(until - time.monotonic(), 0.0)
                 self.drain_events(timeout if left is None else min(1.0, left), left)
-                for task_id in self._unreadable.keys() & tasks:
-                    raise self._unreadable[task_id]
+                if self._unreadable:
+                    for task_id in self._unreadable.keys() & tasks:
+                        raise self._unreadable[task_id]
 
         result: Iterator[None] = self.drainer.drain_events_until(p, timeout=timeout, interval=interval, on_interval=on_interval, wait=wait)
         return result
@@ -231,10 +232,11 @@ class ResultConsumer(BaseResultConsumer):
         while self._heard:
             task_id, what = self._heard.popleft()
             try:
-                meta = self._read(what)
+                meta = self._meta_in(what)
                 token = _token(meta)
             except Exception as error:
-                self._give_up(task_id, error)
+                if task_id in self._watched:
+                    self._give_up(task_id, error)
                 continue
             if task_id in self._watched and (token is None or self._watched[task_id] != token):
                 self._watched[task_id] = token
@@ -245,7 +247,7 @@ class ResultConsumer(BaseResultConsumer):
         if failed is not None:
             raise failed
 
-    def _read(self, what: str | dict[str, Any] | Exception) -> dict[str, Any]:
+    def _meta_in(self, what: str | dict[str, Any] | Exception) -> dict[str, Any]:
         if isinstance(what, Exception):
             raise what
         meta: dict[str, Any] = self.backend.decode_result(what.encode("utf-8", "surrogateescape")) if isinstance(what, str) else what

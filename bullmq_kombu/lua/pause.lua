@@ -13,14 +13,13 @@ local q = open_queue(base)
 -- place of `wait`. What was parked before is older, and stays at the tail.
 local wait, parked = base .. 'wait', base .. 'paused'
 if call('EXISTS', parked) == 1 then
-  local oldest = call('LRANGE', wait, -1000, -1)
-  while #oldest > 0 do
+  repeat
+    local oldest = call('LRANGE', wait, -1000, -1)
     call('LTRIM', wait, 0, -#oldest - 1)
     for at = #oldest, 1, -1 do
       call('LPUSH', parked, oldest[at])
     end
-    oldest = call('LRANGE', wait, -1000, -1)
-  end
+  until #oldest == 0
 elseif q.parks and call('EXISTS', wait) == 1 then
   call('RENAME', wait, parked)
 end
