@@ -435,7 +435,8 @@ def _deliver(
     properties["priority"] = int(priority) if priority != "0" and _NUMBER.fullmatch(priority) else 0
     properties["delivery_tag"] = tag
     properties["delivery_info"] = {"exchange": exchange, "routing_key": routing_key}
-    if fields.get("stc") or fields.get("ats"):
+    # Begun more often than attempts have ended: one was lost or put back. An attempt after a retry is none, as with any other broker.
+    if fields.get("stc") or fields.get("ats", "0") != fields.get("atm", "0"):
         properties["delivery_info"]["redelivered"] = True
     properties["bullmq"] = {"prefix": prefix, "queue": queue, "job": job_id, "token": token, **_about(fields)}
 

@@ -403,7 +403,10 @@ def test_the_message_names_its_job(sent: Any) -> None:
     assert "data" not in bullmq
 
 
-@pytest.mark.parametrize(("field", "is_redelivered"), [({}, False), ({"stc": "1"}, True), ({"ats": "1"}, True)])
+@pytest.mark.parametrize(("field", "is_redelivered"), [
+    ({}, False), ({"stc": "1"}, True), ({"ats": "1"}, True), ({"ats": "1", "atm": "1"}, False), ({"ats": "2", "atm": "1"}, True),
+    ({"atm": "0"}, False),
+])  # fmt: skip
 def test_a_job_that_was_started_before_is_redelivered(sent: Any, field: dict[str, str], is_redelivered: bool) -> None:
     job = job_of(sent(), NOW, None)
     back = message_of("mail", TASK_ID, {**fields_of(job, TASK_ID), **field}, "tag")
