@@ -89,7 +89,11 @@ TASKS = [
     for acks in ("early", "late")
 ]
 _BEGUN = (
-    ("Kombu, publish → received", _one("latency", bullmq="kombu latency", redis="kombu latency", node="latency"), ("redis", "node")),
+    (
+        "Kombu, publish → received",
+        _one("latency", bullmq="kombu latency", redis="kombu latency", node="latency", raw="latency"),
+        ("redis", "node"),
+    ),
     ("Celery, apply_async → task begins", _one("latency", bullmq="latency", redis="latency", node="latency"), ()),
     ("Celery, delay() → get() returns", _one("latency", bullmq="round trip", redis="round trip", node="round trip"), ()),
 )

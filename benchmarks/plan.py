@@ -101,6 +101,7 @@ def areas(sizes: Sizes) -> dict[str, list[Measurement]]:
                 Measurement(system, lambda port: script("celery_latency", str(sizes.samples)), _broker(system, result=True))
                 for system in ("bullmq", "redis")
             ),
+            Measurement("raw", lambda port: script("raw_latency", str(port), str(sizes.samples))),
             Measurement("node", lambda port: node_command(str(port), "latency", str(sizes.samples))),
             Measurement("node", lambda port: node_command(str(port), "trip", str(sizes.samples))),
         ],

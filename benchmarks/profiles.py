@@ -1,4 +1,4 @@
-"""Where the time of one work goes: Python's share by cProfile, the server's by its own statistics and its slow log."""
+"""Where the time of one work goes: Python's share by cProfile, the server's by its statistics and slow log; latency by the clock."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.plan import MEASURE, Sizes
 from benchmarks.run import Bench
 
-WORKS = ("publish", "consume", "send", "solo", "threads", "prefork")
+WORKS = ("publish", "consume", "send", "solo", "threads", "prefork", "latency")
 LINES = 40
 
 
@@ -18,7 +18,9 @@ def profile(work: str, sizes: Sizes) -> str:
         client.config_set("slowlog-log-slower-than", 1000)
         port, count = str(bench.server.port), str(sizes.fast)
         environment = {"BENCH_BROKER": bench.server.url, "BENCH_LINES": str(LINES)}
-        if work in ("publish", "consume"):
+        if work == "latency":
+            command = [str(MEASURE / "latency_profile.py"), port, str(sizes.samples)]
+        elif work in ("publish", "consume"):
             command = [str(MEASURE / "profiled.py"), "kombu", work, port, count]
         elif work == "send":
             command = [str(MEASURE / "profiled.py"), "celery", work, port, count]

@@ -75,7 +75,7 @@ class Channel(virtual.Channel):
         self.publisher = Publisher(self.server, self.keys, self.options.prefix)
         self.bindings: Bindings = connection.bindings
         self.transient: TransientQueues = connection.transient
-        self.intake = Intake(self.server, self.options, self.leases, self.keys, self.transient, self._room, self._on_settled)
+        self.intake = Intake(self.server, self.options, self.leases, self.keys, self.transient, self._room, self._holding, self._on_settled)
         #: Where jobs come from, for a task to find; '' where that is the only place.
         self._at = self.server.address.where if len(connection.client.alt or ()) > 1 else ""
         self._owner = threading.get_ident()
@@ -321,6 +321,10 @@ class Channel(virtual.Channel):
             return 1  # Celery's worker_disable_prefetch asks before each
         room: int | None = qos.can_consume_max_estimate()
         return room
+
+    def _holding(self) -> int:
+        qos: QoS = self.qos
+        return qos.holding
 
     def deliver_one(self) -> bool:
         """Hands the next message to its consumer; False if there is none."""

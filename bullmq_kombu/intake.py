@@ -42,11 +42,11 @@ GATHER_S = 0.005
 
 
 class Intake:
-    """`room()` says how many jobs the channel may hold beyond those it has counted (None: any number)."""
+    """`room()` says how many jobs the channel may hold beyond those it has counted (None: any number), `holding()` how many it holds."""
 
     def __init__(
         self, server: Server, options: Options, leases: Leases, keys: KombuKeys, transient: TransientQueues,
-        room: Callable[[], int | None], on_settled: Callable[[Delivery], None],
+        room: Callable[[], int | None], holding: Callable[[], int], on_settled: Callable[[Delivery], None],
     ) -> None:  # fmt: skip
         self._server = server
         self._options = options
@@ -54,6 +54,7 @@ class Intake:
         self._keys = keys
         self._transient = transient
         self._room = room
+        self._holding = holding
         self._on_settled = on_settled
         self.fanout = Fanout(server, keys)
         self._presence = Presence(server)
@@ -185,8 +186,8 @@ class Intake:
             if self._flight_wire.is_open and not wait_any([self._flight_wire.fileno()], 0):
                 self._flight_wire.close()
             self._land()
-        if self._flight is not None and self._flight.has_landed:
-            self._land()
+        if self._flight is not None and (self._flight.has_landed or holding == 0):
+            self._land()  # with nothing in hand there is nothing to do meanwhile: the shortest way
         wanted = self._wanted() if self._flight is None else 0
         if wanted <= 0:
             self._room_since = None
@@ -200,7 +201,7 @@ class Intake:
                 return left
         self._room_since = None
         if self._ask(wanted) and holding == 0:
-            self._land()  # nothing to do meanwhile: the shortest way
+            self._land()
         return None
 
     def _fetch_lists(self) -> None:
@@ -334,6 +335,8 @@ class Intake:
         for poller in (self._jobs, self._lists):
             if poller is not None and poller.is_waiting and poller.fileno() == descriptor:
                 poller.read()
+                if poller is self._jobs and self._flight is None and not self._holding():
+                    self._ask(self._wanted())  # at once: while the server takes, the loop comes round
                 return
         if self.fanout.is_open and self.fanout.fileno() == descriptor:
             self._read_broadcasts()

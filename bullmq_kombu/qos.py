@@ -41,6 +41,11 @@ class QoS(virtual.QoS):
         leases = self.channel.leases
         return len(self._held) + len(leases.adrift) + len(leases.telling)
 
+    @property
+    def holding(self) -> int:
+        """How many jobs are held."""
+        return len(self._held)
+
     def in_hand(self) -> tuple[int, bool]:
         """How many jobs are held, and whether any of them has not been started."""
         held = list(self._held)  # a pool's threads may end some meanwhile

@@ -27,7 +27,7 @@ from waiting import wait_until
 from bullmq_kombu import Queue as Jobs
 from bullmq_kombu.carry import Carried, current
 from bullmq_kombu.leases import Leases
-from bullmq_kombu.wire import Wire
+from bullmq_kombu.wire import Wire, wait_any
 
 OPTIONS: dict[str, Any] = {"lock_duration": 1.0, "stalled_interval": 1.0, "drain_delay": 1.0}
 
@@ -495,6 +495,27 @@ def test_woken(connection: Connection, other: Connection, queue_name: str) -> No
         thread.join(10)
     assert told
     assert told[0] - sent < 0.5
+
+
+def test_who_is_woken_asks_at_once(connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str) -> None:
+    """While the server takes the job, the loop comes round. With something in hand it asks later, together with how that ended."""
+    queue = Queue(queue_name)
+    channel = connection.default_channel
+    with Inbox(channel, queue, ack=False) as inbox:
+        inbox.consumer.qos(prefetch_count=4)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.1)
+        for n, asks in enumerate((True, False)):
+            publish(other, n, routing_key=queue_name, declare=[queue])
+            intake = channel.intake
+            for descriptor in wait_any(intake.descriptors(), 5.0):
+                intake.on_readable(descriptor)
+            if asks:
+                wait_until(lambda: len(jobs_of(redis_client, queue_name, "active")) == 1, what="the job to be taken")
+            else:
+                time.sleep(0.05)
+                assert len(jobs_of(redis_client, queue_name, "active")) == 1
+            assert inbox.drain(n + 1, connection) == list(range(n + 1))
 
 
 def _pause(seconds: float) -> None:
