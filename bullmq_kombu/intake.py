@@ -92,7 +92,13 @@ class Intake:
 
     def remove(self, queue: str) -> None:
         """Nothing of this queue comes in any more; what had and was not delivered goes back."""
-        self._land()  # what is on its way comes after what is here, and has to go back first
+        try:
+            self._land()  # what is on its way comes after what is here, and has to go back first
+        finally:
+            self._forget(queue)
+        self.put_back(queue)
+
+    def _forget(self, queue: str) -> None:
         self.no_ack.discard(queue)
         self.fanout.unsubscribe(queue)
         for base in [base for base, name in self._queue_of.items() if name == queue]:
@@ -103,7 +109,6 @@ class Intake:
                 self._jobs.remove(base)
                 self._leases.unwatch(base)
                 self._show()
-        self.put_back(queue)
 
     def _show(self) -> None:
         """The first queue's name is that of the connection that waits for all; the others' are shown by connections that do nothing."""

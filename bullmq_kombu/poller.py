@@ -26,6 +26,8 @@ LONGEST_WAIT_S = 10.0
 SHORTEST_WAIT_S = 0.002
 #: The longest a rate limited queue is left alone, so that its delayed jobs go on being promoted.
 LONGEST_CLOSED_S = 30.0
+#: While there is work in some queues, the others are asked this often, in their turn.
+LOOK_EVERY_S = 0.05
 #: The answer may be late by this much before the connection is taken for dead.
 GRACE_S = 1.0
 
@@ -46,6 +48,8 @@ class Poller:
         self._answer_by: float | None = None
         #: Queues that may have work now.
         self._hot: set[str] = set()
+        #: When (monotonic) the others may too, as nobody waits for their markers.
+        self._look_at = 0.0
 
     # -- which queues ------------------------------------------------------------------------------------------------
 
@@ -79,8 +83,11 @@ class Poller:
         """The queues worth asking now, in the order to ask them; asking rotates them for `round_robin`."""
         if not self._hot:
             return []
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_EVERY_S
+            self.heat()
         if self._closed:
-            now = time.monotonic()
             self._closed = {base: until for base, until in self._closed.items() if until > now}
         found = [base for base in self._bases if base in self._hot and base not in self._closed]
         if strategy == "sorted":
@@ -160,6 +167,7 @@ class Poller:
             answer: Any = self._wire.read()
         finally:
             self._answer_by = None
+        self._look_at = time.monotonic() + LOOK_EVERY_S
         if answer is None:
             self.heat()
             return
