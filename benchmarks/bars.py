@@ -69,6 +69,7 @@ WORK = [
         {**_one("queue", bullmq="add_bulk", node="addBulk"), **_one("kombu", port="addBulk", raw="add many")},
         (Bar("node", 2),),
     ),
+    Row("Promise of an early acknowledgement", _one("kombu", raw="promise")),
     Row("Celery apply_async", _one("send", bullmq="apply_async", redis="apply_async", memory="apply_async"), (Bar("redis", 1.3),)),
     Row(
         "Celery apply_async, many",

@@ -394,7 +394,7 @@ class Channel(virtual.Channel):
         """There is room for another job."""
         self.qos.settled(delivery)
         if threading.get_ident() != self._owner:
-            self.intake.waker.wake()
+            self.intake.has_room()
 
     # -- waiting ---------------------------------------------------------------------------------------------------------
 

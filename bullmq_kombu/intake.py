@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -67,6 +68,8 @@ class Intake:
         self._flight: Flight | None = None
         self._flight_wire: Wire | None = None
         self._room_since: float | None = None
+        #: With how many jobs in hand a loop that waits for more ends is to be woken; otherwise with any number.
+        self._wake_at = math.inf
         #: How often in a row the server has refused, and until when (monotonic) it is left alone for that.
         self._refusals = 0
         self._resting_until = 0.0
@@ -127,6 +130,11 @@ class Intake:
         return f"{name}:w:{worker}" if worker else name
 
     # -- what has come -----------------------------------------------------------------------------------------------------
+
+    def has_room(self) -> None:
+        """From another thread: a job has ended."""
+        if self._holding() <= self._wake_at:
+            self.waker.wake()
 
     def next(self) -> tuple[str, Delivery | Pushed] | None:
         """The oldest of what waits here for delivery, with its queue."""
@@ -195,7 +203,7 @@ class Intake:
             self._land()  # with nothing in hand there is nothing to do meanwhile: the shortest way
         wanted = self._wanted() if self._flight is None else 0
         if wanted <= 0:
-            self._room_since = None
+            self._room_since, self._wake_at = None, math.inf
             return None
         if has_unstarted and wanted < holding:
             now = time.monotonic()
@@ -203,8 +211,9 @@ class Intake:
                 self._room_since = now
             left = self._room_since + GATHER_S - now
             if left > 0:
+                self._wake_at = (holding + wanted) // 2  # by then as many are wanted as are in hand
                 return left
-        self._room_since = None
+        self._room_since, self._wake_at = None, math.inf
         if self._ask(wanted) and holding == 0:
             self._land()
         return None

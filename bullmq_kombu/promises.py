@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
@@ -29,6 +29,7 @@ class Promises:
     def __init__(self, server: Server, again: Callable[[Delivery], None]) -> None:
         self._server = server
         self._again = again
+        self._unsent: deque[Delivery] = deque()
         self._unread: deque[Delivery] = deque()
         self._wire = server.wire()
         self._lock = native.new_lock()
@@ -41,19 +42,26 @@ class Promises:
         if native.is_green():
             self._make_and_wait(delivery)  # an answer that is read later would be read by a thread with another event loop
             return
+        self._unsent.append(delivery)
         with self._lock:
-            if len(self._unread) >= UNREAD:
-                self._read()
-            self._unread.append(delivery)
-            try:
-                if self._wire.is_open:
-                    scripts.commit_later(self._wire, delivery.base, delivery.id, delivery.token)
-                else:
-                    self._first(delivery)
-            except LOST:
-                self._give_up()
-            if self._unread and self.since is None:
-                self.since = time.monotonic()
+            if self._unsent:  # else the thread before has sent it with its own
+                self._send()
+
+    def _send(self) -> None:
+        """All that threads have brought while one of them was sending."""
+        some = [self._unsent.popleft() for _ in range(len(self._unsent))]
+        if len(self._unread) + len(some) > UNREAD:
+            self._read()
+        self._unread.extend(some)
+        try:
+            if self._wire.is_open:
+                scripts.commit_later(self._wire, some)
+            else:
+                self._first(some)
+        except LOST:
+            self._give_up()
+        if self._unread and self.since is None:
+            self.since = time.monotonic()
 
     def _make_and_wait(self, delivery: Delivery) -> None:
         try:
@@ -61,16 +69,17 @@ class Promises:
         except LOST:
             self._again(delivery)
 
-    def _first(self, delivery: Delivery) -> None:
+    def _first(self, some: Sequence[Delivery]) -> None:
         """The first on a connection: the server may not know the script."""
         if time.monotonic() < self._not_before:
             raise RedisConnectionError("a moment ago there was no connection")
         try:
-            scripts.commit(self._wire, delivery.base, delivery.id, delivery.token)
+            for delivery in some:
+                scripts.commit(self._wire, delivery.base, delivery.id, delivery.token)
+                self._unread.popleft()
         except LOST:
             self._not_before = time.monotonic() + AFTER_ERROR_S
             raise
-        self._unread.pop()
 
     def look(self) -> None:
         """Whether those made have arrived."""
@@ -100,6 +109,7 @@ class Promises:
 
     def after_fork(self) -> None:
         """In a child: they are its parent's."""
+        self._unsent.clear()
         self._unread.clear()
         self._wire.close()
         self._lock = native.new_lock()

@@ -32,6 +32,8 @@ class Wire(Server, Protocol):
 
     def send(self, *command: Any) -> None: ...
 
+    def send_many(self, commands: Iterable[tuple[Any, ...]]) -> None: ...
+
     def read(self) -> Any: ...
 
 
@@ -273,9 +275,10 @@ def commit(server: Server | Wire, base: str, job_id: str, token: str) -> int:
     return code
 
 
-def commit_later(wire: Wire, base: str, job_id: str, token: str) -> Flight:
-    """As `commit`; its answer is the code."""
-    return Flight(wire, "commit", (base,), (job_id, token))
+def commit_later(wire: Wire, held: Iterable[Any]) -> None:
+    """As `commit`, for deliveries (anything with base, id, token), each of which gets an answer: its code."""
+    sha = load("commit").sha
+    wire.send_many(("EVALSHA", sha, 1, one.base, one.id, one.token) for one in held)
 
 
 def wait_children(server: Server, base: str, job_id: str, token: str, now: int) -> int:

@@ -14,7 +14,7 @@ import select
 import selectors
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -143,11 +143,14 @@ class Wire:
 
     def send(self, *command: Any) -> None:
         connection = self.open()
-        try:
-            packed = _pack(connection, command)
-        except UnicodeEncodeError:
-            # An id or a text of somebody else's that is no UTF-8 goes back as it came.
-            packed = _pack(connection, tuple(_as_bytes(part) for part in command))
+        self._send(connection, _packed(connection, command))
+
+    def send_many(self, commands: Iterable[tuple[Any, ...]]) -> None:
+        """In one go; each has an answer of its own."""
+        connection = self.open()
+        self._send(connection, [b"".join(part for command in commands for part in _packed(connection, command))])
+
+    def _send(self, connection: Any, packed: Any) -> None:
         try:
             connection.send_packed_command(packed, check_health=False)
         except BaseException:
@@ -255,6 +258,14 @@ def _pack(connection: Any, command: tuple[Any, ...]) -> Any:
     return connection.pack_command(*command)
 
 
+def _packed(connection: Any, command: tuple[Any, ...]) -> Any:
+    try:
+        return _pack(connection, command)
+    except UnicodeEncodeError:
+        # An id or a text of somebody else's that is no UTF-8 goes back as it came.
+        return _pack(connection, tuple(_as_bytes(part) for part in command))
+
+
 def _as_bytes(part: Any) -> Any:
     return part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
 
@@ -283,15 +294,20 @@ class Waker:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
+        self._woken = False
 
     def wake(self) -> None:
-        with contextlib.suppress(OSError):
-            self._writer.send(b"\0")
+        if not self._woken:
+            self._woken = True
+            with contextlib.suppress(OSError):
+                self._writer.send(b"\0")
 
     def drain(self) -> None:
+        """Before looking at what one was woken for: until this returns, nobody need wake anew."""
         with contextlib.suppress(OSError):
             while len(self._reader.recv(4096)) == 4096:
                 pass
+        self._woken = False
 
     def fileno(self) -> int:
         return self._reader.fileno()

@@ -6,12 +6,14 @@ import json
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import hiredis
 from meter import PAYLOAD, Meter, answer, client_of
 
 from bullmq_kombu import scripts
+from bullmq_kombu.promises import UNREAD
 
 BASE = "bull:bench:"
 OPTS = '{"attempts":0,"removeOnComplete":{"age":86400,"count":1000},"removeOnFail":{"age":604800,"count":5000}}'
@@ -23,16 +25,25 @@ class Socket:
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = hiredis.Reader()
-        self._shas = {name: self.call("SCRIPT", "LOAD", scripts.load(name).text) for name in ("add", "take", "finish")}
+        self._shas = {name: self.call("SCRIPT", "LOAD", scripts.load(name).text) for name in ("add", "take", "commit", "finish")}
 
     def call(self, *command: Any) -> Any:
+        self.send(*command)
+        return self.read()
+
+    def send(self, *command: Any) -> None:
         self._socket.sendall(hiredis.pack_command(command))
+
+    def read(self) -> Any:
         while (found := self._reader.gets()) is False:
             self._reader.feed(self._socket.recv(65536))
         return found
 
     def run(self, script: str, *args: Any) -> Any:
         return self.call("EVALSHA", self._shas[script], 1, BASE, *args)
+
+    def send_run(self, script: str, *args: Any) -> None:
+        self.send("EVALSHA", self._shas[script], 1, BASE, *args)
 
 
 def new_job(now: int) -> tuple[Any, ...]:
@@ -52,6 +63,16 @@ def consume(raw: Socket, count: int, batch: int) -> None:
     raw.run("finish", time.time_ns() // 1_000_000, 0, 0, "token", 30000, "", "", "", *ends)
 
 
+def promise(raw: Socket, ids: Sequence[bytes]) -> None:
+    """As promises.py does it: what has been sent arrives, and answers are read some at a time."""
+    for at in range(0, len(ids), UNREAD):
+        some = ids[at : at + UNREAD]
+        for job_id in some:
+            raw.send_run("commit", job_id, "token")
+        for _ in some:
+            assert raw.read() == 0
+
+
 def main(port: int, count: int, *batches: int) -> None:
     client, raw = client_of(port), Socket(port)
     results = {}
@@ -65,6 +86,12 @@ def main(port: int, count: int, *batches: int) -> None:
         add_many(raw, count)
     results["add many"] = cost.result
     client.delete(BASE + "wait")
+    add_many(raw, count)
+    taken, _ = raw.run("take", time.time_ns() // 1_000_000, count, "token", 30000, "", "", "")
+    with Meter(client, count) as cost:
+        promise(raw, taken[1::3])
+    results["promise"] = cost.result
+    client.flushall()
     for batch in batches:
         add_many(raw, count)
         with Meter(client, count) as cost:
