@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from kombu.transport import base as kombu_base
@@ -284,6 +284,10 @@ class Channel(virtual.Channel):
         else:
             self.intake.add_jobs(queue, queue_base(self.options.prefix, queue))
 
+    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        super().basic_qos(prefetch_size, prefetch_count, apply_global)
+        self.intake.takes_all = not prefetch_count
+
     def basic_cancel(self, consumer_tag: str) -> None:
         queue = self._tag_to_queue.get(consumer_tag)
         super().basic_cancel(consumer_tag)
@@ -361,7 +365,7 @@ class Channel(virtual.Channel):
             payload["properties"]["bullmq"]["at"] = self._at
         self.qos.taken(delivery)
         if queue in self.intake.no_ack:
-            delivery.complete()
+            self.qos.done(delivery.tag)
         return payload
 
     def _schedule_next(self, delivery: Delivery) -> None:
@@ -391,8 +395,11 @@ class Channel(virtual.Channel):
         return payload
 
     def _on_settled(self, delivery: Delivery) -> None:
-        """There is room for another job."""
         self.qos.settled(delivery)
+        self.has_room()
+
+    def has_room(self) -> None:
+        """For another message, since one has ended."""
         if threading.get_ident() != self._owner:
             self.intake.has_room()
 
@@ -436,12 +443,18 @@ class Channel(virtual.Channel):
 
     def _wait(self, timeout: float | None) -> None:
         descriptors = self.intake.descriptors()
-        self._owner = 0  # whoever gives room now has to wake us
-        try:
+        with self.waiting():
             if self.intake.has_more:
                 return
             for descriptor in wait_any(descriptors, wait_timeout(timeout)):
                 self.intake.on_readable(descriptor)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Whoever gives room in here has to wake us; afterwards whoever is not of this thread."""
+        self._owner = 0
+        try:
+            yield
         finally:
             self._owner = threading.get_ident()
 

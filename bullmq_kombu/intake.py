@@ -10,6 +10,7 @@ Knows neither what a job is made into nor what a consumer does with it.
 from __future__ import annotations
 
 import base64
+import contextlib
 import logging
 import math
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable
 from redis.exceptions import BusyLoadingError, NoPermissionError
 
 from bullmq_kombu.connection import Server
-from bullmq_kombu.delivery import Delivery, Flight
+from bullmq_kombu.delivery import LOST, Delivery, Flight
 from bullmq_kombu.fanout import Fanout
 from bullmq_kombu.keys import KombuKeys
 from bullmq_kombu.leases import Leases
@@ -38,6 +39,8 @@ _REFUSED = (ServerNotReady, BusyLoadingError, NoPermissionError)
 
 #: The most that one call takes when prefetching is unlimited, or when nothing has to be acknowledged.
 UNLIMITED_TAKE = 100
+#: Where nobody has said so, as many are asked for as are used up in about this time, s: others consume the same queue.
+BURST_WITHIN_S = 0.1
 #: How long an event loop waits for more ends to send before it asks for the next job, while it has others to start, s.
 GATHER_S = 0.005
 
@@ -67,6 +70,11 @@ class Intake:
         self._queue_of: dict[str, str] = {}
         self._flight: Flight | None = None
         self._flight_wire: Wire | None = None
+        #: Whether no limit was asked for, as by `worker_prefetch_multiplier = 0`.
+        self.takes_all = False
+        #: How many to take next where nothing was said, and when (monotonic) the last came.
+        self._burst = 1
+        self._landed_at = 0.0
         self._room_since: float | None = None
         #: With how many jobs in hand a loop that waits for more ends is to be woken; otherwise with any number.
         self._wake_at = math.inf
@@ -81,8 +89,9 @@ class Intake:
         self._queue_of[base] = queue
         if self._jobs is None:
             self._jobs = Poller(self._server, None, self._options.drain_delay)
-        self._jobs.add(base)
-        self._leases.watch(base)
+        if base not in self._jobs.bases:
+            self._jobs.add(base)
+            self._leases.watch(base)
         self._show()
 
     def add_list(self, queue: str) -> None:
@@ -109,6 +118,11 @@ class Intake:
             if self._lists is not None and base in self._lists.bases:
                 self._lists.remove(base)
             if self._jobs is not None and base in self._jobs.bases:
+                with contextlib.suppress(*LOST):
+                    if self._jobs.has_come:
+                        self._jobs.read()
+                    if self._jobs.is_hot(base):
+                        self._wake_others(base)  # a marker may be taken that nobody here will follow
                 self._jobs.remove(base)
                 self._leases.unwatch(base)
                 self._show()
@@ -166,7 +180,9 @@ class Intake:
         """How many jobs may be asked for now."""
         room = self._room()
         if room is None:
-            return UNLIMITED_TAKE
+            if self.takes_all:
+                return UNLIMITED_TAKE
+            return self._burst if time.monotonic() - self._landed_at < BURST_WITHIN_S else 1
         return room - len(self._ready) - (self._flight.wanted if self._flight is not None else 0)
 
     def fetch(self) -> bool:
@@ -253,11 +269,14 @@ class Intake:
         if flight is None:
             return
         deliveries, states = flight.land()
+        full = len(deliveries) >= flight.wanted
+        self._burst = min(2 * flight.wanted, UNLIMITED_TAKE) if full else 1
+        self._landed_at = time.monotonic()
         if self._refusals:
             logger.info("jobs are taken again from Redis at %s", self._server.address.where)
             self._refusals = 0
         if self._jobs is not None:
-            self._jobs.learned(flight.bases, states, len(deliveries) >= flight.wanted)
+            self._jobs.learned(flight.bases, states, full)
         for delivery in deliveries:
             queue = self._queue_of.get(delivery.base)
             if queue is not None:
@@ -348,12 +367,22 @@ class Intake:
             return
         for poller in (self._jobs, self._lists):
             if poller is not None and poller.is_waiting and poller.fileno() == descriptor:
-                poller.read()
-                if poller is self._jobs and self._flight is None and not self._holding():
-                    self._ask(self._wanted())  # at once: while the server takes, the loop comes round
+                base = poller.read()
+                if poller is self._jobs:
+                    self._on_marker(base)
                 return
         if self.fanout.is_open and self.fanout.fileno() == descriptor:
             self._read_broadcasts()
+
+    def _on_marker(self, base: str | None) -> None:
+        wanted = self._wanted()
+        if wanted <= 0 and base is not None:
+            self._wake_others(base)  # the room is gone that there was when the wait began
+        elif self._flight is None and not self._holding():
+            self._ask(wanted)  # at once: while the server takes, the loop comes round
+
+    def _wake_others(self, base: str) -> None:
+        self._server.call("ZADD", f"{base}marker", 0, "0")
 
     def _read_broadcasts(self) -> None:
         while True:

@@ -473,13 +473,19 @@ class Leases:
         return list(self._held.values())
 
 
+#: What of a connection's options is the leases' own.
+_THEIR_OPTIONS = (
+    "prefix", "lock_duration", "lock_renew_time", "stalled_interval", "max_stalled_count", "limiter", "metrics", "remove_on_complete",
+    "remove_on_fail", "socket_timeout", "socket_connect_timeout", "max_connections", "client_name",
+)  # fmt: skip
+
 _all: weakref.WeakValueDictionary[tuple[Any, ...], Leases] = weakref.WeakValueDictionary()
 _all_lock = threading.Lock()
 
 
 def leases_of(address: Address, options: Options) -> Leases:
-    """The leases of this process for this server and prefix; the same object for everybody who uses them."""
-    identity = (*address.identity, options.prefix, options.lock_duration, options.stalled_interval, options.max_stalled_count)
+    """The leases of this process for this server and these options; the same object for everybody who uses them."""
+    identity = (*address.identity, id(options.connection), *(repr(getattr(options, name)) for name in _THEIR_OPTIONS))
     with _all_lock:
         found = _all.get(identity)
         if found is None:

@@ -26,7 +26,8 @@ LONGEST_WAIT_S = 10.0
 SHORTEST_WAIT_S = 0.002
 #: The longest a rate limited queue is left alone, so that its delayed jobs go on being promoted.
 LONGEST_CLOSED_S = 30.0
-#: While there is work in some queues, the others are asked this often, in their turn.
+#: When there is work in one of up to ten queues, all are asked, in their turn, but not more often than this. With more queues it is more
+#: rarely, as each costs the server some µs.
 LOOK_EVERY_S = 0.05
 #: The answer may be late by this much before the connection is taken for dead.
 GRACE_S = 1.0
@@ -48,7 +49,7 @@ class Poller:
         self._answer_by: float | None = None
         #: Queues that may have work now.
         self._hot: set[str] = set()
-        #: When (monotonic) the others may too, as nobody waits for their markers.
+        #: When (monotonic) the others may too: nobody waits for their markers meanwhile, and somebody who had popped one may be busy.
         self._look_at = 0.0
 
     # -- which queues ------------------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ class Poller:
             return []
         now = time.monotonic()
         if now >= self._look_at:
-            self._look_at = now + LOOK_EVERY_S
+            self._look_at = now + LOOK_EVERY_S * max(1.0, len(self._bases) / 10)
             self.heat()
         if self._closed:
             self._closed = {base: until for base, until in self._closed.items() if until > now}
@@ -110,6 +111,7 @@ class Poller:
             if state.closed_ms > 0:
                 self._closed[base] = time.monotonic() + min(state.closed_ms / 1000, LONGEST_CLOSED_S)
                 self._due.pop(base, None)
+                self._hot.discard(base)
                 continue
             if state.due_ms > 0:
                 self._due[base] = state.due_ms / 1000
@@ -160,27 +162,35 @@ class Poller:
     def fileno(self) -> int | None:
         return self._wire.fileno() if self._wire is not None and self._answer_by is not None else None
 
-    def read(self) -> None:
-        """Reads the answer; afterwards `hot` knows."""
+    def read(self) -> str | None:
+        """Reads the answer; afterwards `hot` knows. Returns the queue whose marker it has taken, if any: nobody else is woken by that."""
         assert self._wire is not None
         try:
             answer: Any = self._wire.read()
         finally:
             self._answer_by = None
-        self._look_at = time.monotonic() + LOOK_EVERY_S
         if answer is None:
             self.heat()
-            return
+            return None
         key, member, score = answer
-        base = key.removesuffix(self._suffix)
+        base: str = key.removesuffix(self._suffix)
         if base not in self._bases:
-            return
+            return None
         due = float(score) / 1000
         if member == "1" and due > time.time() + 0.001:
             self._due[base] = due
         else:
             self._due.pop(base, None)
             self._hot.add(base)
+        return base
+
+    @property
+    def has_come(self) -> bool:
+        """Whether it waits no longer, though nobody has read that."""
+        return self._answer_by is not None and self._wire is not None and self._wire.is_open and bool(wait_any([self._wire.fileno()], 0))
+
+    def is_hot(self, base: str) -> bool:
+        return base in self._hot
 
     def stop(self) -> None:
         """Waits no longer."""

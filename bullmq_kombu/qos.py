@@ -26,6 +26,8 @@ class QoS(virtual.QoS):
         self.prefetch_count = prefetch_count or 0
         self._delivered: dict[str, Delivery | Pushed] = {}
         self._held: set[Delivery] = set()
+        #: Tags of messages that are no jobs and are to be acknowledged.
+        self._pushed: set[str] = set()
 
     # -- room ------------------------------------------------------------------------------------------------------------
 
@@ -39,7 +41,7 @@ class QoS(virtual.QoS):
 
     def _counted(self) -> int:
         leases = self.channel.leases
-        return len(self._held) + len(leases.adrift) + len(leases.telling)
+        return len(self._held) + len(self._pushed) + len(leases.adrift) + len(leases.telling)
 
     @property
     def holding(self) -> int:
@@ -58,6 +60,8 @@ class QoS(virtual.QoS):
                 self._held.add(one)
         elif tag is not None:
             self._delivered[tag] = one
+            if not one.broadcast:
+                self._pushed.add(tag)
 
     def settled(self, delivery: Delivery) -> None:
         self._held.discard(delivery)
@@ -77,8 +81,15 @@ class QoS(virtual.QoS):
     def get(self, delivery_tag: str) -> Any:
         return self._delivered[delivery_tag]
 
+    def _let_go(self, tag: str) -> Delivery | Pushed | None:
+        one = self._delivered.pop(tag, None)
+        if tag in self._pushed:
+            self._pushed.discard(tag)
+            self.channel.has_room()
+        return one
+
     def ack(self, delivery_tag: str) -> None:
-        one = self._delivered.pop(delivery_tag, None)
+        one = self._let_go(delivery_tag)
         if isinstance(one, Delivery) and not one.managed:
             if one.reason is not None:
                 one.fail(one.reason, final=True)
@@ -90,7 +101,7 @@ class QoS(virtual.QoS):
         self.ack(delivery_tag)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        one = self._delivered.pop(delivery_tag, None)
+        one = self._let_go(delivery_tag)
         if isinstance(one, Delivery):
             if one.managed:
                 return
@@ -113,6 +124,7 @@ class QoS(virtual.QoS):
                 self.channel.transient.put_back(one)
         self.channel.leases.adrift.update(self._held)
         self._held.clear()
+        self._pushed.clear()
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         try:

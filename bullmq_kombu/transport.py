@@ -122,10 +122,13 @@ class Transport(virtual.Transport):
             left = None if until is None else until - time.monotonic()
             if left is not None and left <= 0:
                 raise TimeoutError("timed out")
-            if any(channel.intake.has_more for channel in channels):
-                continue
-            for descriptor in wait_any(list(watched), wait_timeout(left)):
-                watched[descriptor].intake.on_readable(descriptor)
+            with contextlib.ExitStack() as stack:
+                for channel in channels:
+                    stack.enter_context(channel.waiting())
+                if any(channel.intake.has_more for channel in channels):
+                    continue
+                for descriptor in wait_any(list(watched), wait_timeout(left)):
+                    watched[descriptor].intake.on_readable(descriptor)
 
     # -- Celery's event loop -----------------------------------------------------------------------------------------------
 

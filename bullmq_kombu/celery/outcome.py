@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any, NamedTuple, cast
 
 from billiard.einfo import ExceptionInfo
@@ -138,6 +139,13 @@ def _rejecting(on_replace: Callable[..., Any]) -> Callable[..., Any]:
 # -- the worker's main process -----------------------------------------------------------------------------------------------
 
 
+def _take_off_lists(request: Any) -> None:
+    """Celery does it for tasks that end, not for one that does not begin."""
+    from celery.worker.state import task_ready
+
+    task_ready(request)
+
+
 class JobRequest:
     """Mixed into the task's Request class: ends the job as the task ended."""
 
@@ -170,6 +178,7 @@ class JobRequest:
             def execute_using_pool(self: Any, pool: Any, **kwargs: Any) -> Any:
                 delivery = self._delivery
                 if delivery is not None and delivery.lose_if_lost():
+                    _take_off_lists(self)
                     raise TaskRevokedError(self.id)  # given back meanwhile, or taken over
                 result = execute(self, pool, **kwargs)
                 if delivery is not None and not _tasks_run_here:
@@ -184,6 +193,10 @@ class JobRequest:
         if delivery is not None:
             self._delivery = delivery
             delivery.managed = True
+            request = self._request
+            if request._eta is not None and request._eta <= datetime.now(timezone.utc):
+                # It has been waited for. Celery would do so once more, and hold another task meanwhile.
+                request._eta = None
 
     @property
     def _request(self) -> Any:

@@ -47,7 +47,21 @@ def reconnect_patiently(consumer: Any) -> None:
             del connection.ensure_connection
 
     consumer.ensure_connected = patiently
+    _keep_prefetch_count(consumer)
     _pause_where_refused(consumer)
+
+
+def _keep_prefetch_count(consumer: Any) -> None:
+    """Celery before 5.7 takes the running tasks off the prefetch count when the connection is lost, for a broker that counts them no more.
+    Here they go on counting."""
+    lost = consumer.on_connection_error_after_connected
+
+    def on_lost(error: Exception) -> None:
+        lost(error)
+        consumer.initial_prefetch_count = consumer.max_prefetch_count
+        consumer._maximum_prefetch_restored = True
+
+    consumer.on_connection_error_after_connected = on_lost
 
 
 def _pause_where_refused(consumer: Any) -> None:

@@ -518,6 +518,96 @@ def test_who_is_woken_asks_at_once(connection: Connection, other: Connection, re
             assert inbox.drain(n + 1, connection) == list(range(n + 1))
 
 
+@pytest.mark.parametrize("how", ["no room", "cancelled", "closed"])
+def test_a_wake_up_is_not_kept_from_others(
+    server: Server, connection: Connection, redis_client: redis.Redis, queue_name: str, how: str
+) -> None:
+    """By one that had waited, and cannot take the job any more."""
+    publish(connection, "first", routing_key=queue_name, declare=[Queue(queue_name)])
+    options = {"drain_delay": 30.0}
+    with Connection(server.url, transport_options=options) as one, Connection(server.url, transport_options=options) as another:
+        inbox = Inbox(one, Queue(queue_name), ack=False)
+        inbox.consumer.qos(prefetch_count=2)
+        with inbox:
+            inbox.drain(1)
+            with pytest.raises(TimeoutError):
+                one.drain_events(timeout=0.2)  # it waits, having room for one more
+            second = Inbox(another, Queue(queue_name))
+            second.consumer.consume()
+            with pytest.raises(TimeoutError):
+                another.drain_events(timeout=0.2)
+            publish(connection, "second", routing_key=queue_name)
+            assert not redis_client.exists(f"bull:{queue_name}:marker"), "it was the first one's to be woken"
+            if how == "no room":
+                inbox.consumer.qos(prefetch_count=1)
+                with pytest.raises(TimeoutError):
+                    one.drain_events(timeout=0.2)
+            elif how == "cancelled":
+                inbox.consumer.cancel()
+            else:
+                one.close()
+            got = second.drain(2 if how == "closed" else 1, another, timeout=5.0)
+            assert "second" in got
+        second.consumer.cancel()
+
+
+def test_one_message_that_is_asked_for_is_one_that_is_taken(
+    connection: Connection, other: Connection, redis_client: redis.Redis, queue_name: str
+) -> None:
+    """Others may read the same queue, however long this one takes for each. Who is quick gets many at once."""
+    for n in range(300):
+        publish(other, n, routing_key=queue_name, declare=[Queue(queue_name)])
+    with SimpleQueue(connection, queue_name) as queue:
+        for n in range(3):
+            assert queue.get(timeout=5).payload == n
+            time.sleep(0.15)
+            assert len(jobs_of(redis_client, queue_name, "active")) == n + 1
+        for n in range(3, 200):
+            assert queue.get(timeout=5).payload == n
+        assert len(jobs_of(redis_client, queue_name, "active")) > 210
+
+
+def test_messages_without_acknowledgement_are_not_remembered(connection: Connection, other: Connection, queue_name: str) -> None:
+    for n in range(20):
+        publish(other, n, routing_key=queue_name, declare=[Queue(queue_name)])
+    channel = connection.channel()
+    with Inbox(channel, Queue(queue_name), no_ack=True, ack=False) as inbox:
+        assert inbox.drain(20, connection) == list(range(20))
+        assert not channel.qos._delivered
+
+
+def test_messages_that_are_no_jobs_count_as_well(connection: Connection, other: Connection, queue_name: str) -> None:
+    """Those of a queue that goes with its consumers, as Celery's `worker_direct` has one: others find the rest."""
+    queue = Queue(queue_name, auto_delete=True)
+    channel = connection.channel()
+    inbox = Inbox(channel, queue, ack=False)
+    inbox.consumer.qos(prefetch_count=2)
+    with inbox:
+        for n in range(6):
+            publish(other, n, routing_key=queue_name, declare=[queue])
+        inbox.drain(2, connection)
+        with pytest.raises(TimeoutError):
+            connection.drain_events(timeout=0.3)
+        with Inbox(other, queue) as second:
+            assert second.drain(4, other) == [2, 3, 4, 5]
+        inbox.messages[0].ack()
+        inbox.messages[1].reject()
+        for n in range(2):
+            publish(other, n, routing_key=queue_name, declare=[queue])
+        assert len(inbox.drain(4, connection)) == 4
+
+
+def test_each_connection_has_its_own_limit(server: Server, connection: Connection, queue_name: str) -> None:
+    """Whichever was made first in the process."""
+    for n in range(3):
+        publish(connection, n, routing_key=queue_name, declare=[Queue(queue_name)])
+    limited = {**OPTIONS, "limiter": {"max": 1, "duration": 30.0}}
+    with Connection(server.url, transport_options=limited) as one, Inbox(one, Queue(queue_name)) as inbox:
+        inbox.drain(1)
+        with pytest.raises(TimeoutError):
+            one.drain_events(timeout=0.5)
+
+
 def _pause(seconds: float) -> None:
     threading.Event().wait(seconds)
     raise TimeoutError

@@ -278,6 +278,23 @@ def cut_all(client: redis.Redis) -> None:
             client.client_kill_filter(_id=one["id"])
 
 
+def test_slots_that_are_free_when_connections_are_cut_stay_free(
+    own_server: Server, own_app: Celery, own_client: redis.Redis, worker: WorkerOf, queue_name: str, tmp_path: Path
+) -> None:
+    """Celery before 5.7 lowers the prefetch count then, and the running tasks count as before."""
+    ats = [tmp_path / f"long-{n}" for n in range(3)]
+    for at in ats:
+        own_app.send_task("hold.late", args=[str(at)], queue=queue_name)
+    one = worker(on=own_server, pool="prefork", concurrency=4, settings={"worker_prefetch_multiplier": 1})
+    wait_until(lambda: sum(map(runs, ats)) == 3, what="three tasks to run")
+    cut_all(own_client)
+    wait_until(lambda: one.log.count("Connected to") == 2, what="the worker to connect again")
+    short = own_app.send_task("echo.late", args=["short"], queue=queue_name)
+    Job(own_client, queue_name, short.id).wait_for("completed", timeout=10.0)
+    for at in ats:
+        go(at)
+
+
 @LATE
 @pytest.mark.parametrize("pool", POOLS)
 def test_connections_cut(
@@ -413,6 +430,8 @@ def test_what_was_taken_over_while_the_worker_was_stopped_is_not_run_by_it_too(
         first.wait_for("completed")
         own = Job(first.client, f"{queue_name}-own", app.send_task("hold", args=[str(last)], queue=f"{queue_name}-own").id)
         own.wait_for("completed")
+        reserved_now = app.control.inspect(destination=[stopped.name], timeout=5).reserved()
+        assert reserved_now == {stopped.name: []}
     # Whether on a busy machine the other one ran any twice is not the question here.
     assert {pid for at in reserved for pid in Path(f"{at}.runs").read_text().split()} == {str(other.pid)}
     assert {one.hash["pb"] for one in behind} == {other.name}

@@ -5,6 +5,7 @@ A job that is held is `active`, so Redis shows how many there are; and every act
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,28 @@ def test_no_prefetch(
     assert most_held(held.client, queue_name) <= 2
     Path(f"{at}.go").touch()
     held.wait_for("completed")
+
+
+@LATE
+@POOLS
+def test_tasks_that_have_waited_for_their_time(
+    app: Celery, worker: WorkerOf, job: JobOf, queue_name: str, tmp_path: Path, pool: str, is_late: bool
+) -> None:  # fmt: skip
+    """Celery would hold one more for each whose eta it has to wait for; here it has come."""
+    ats = [tmp_path / f"it-{n}" for n in range(4)]
+    sent = [job(app.send_task(name_of("hold", is_late), args=[str(at)], queue=queue_name, countdown=1).id) for at in ats]
+    worker(pool=pool, concurrency=1, settings={"worker_prefetch_multiplier": 1})
+    client = sent[0].client
+    for number in range(1, len(ats) + 1):
+        wait_until(lambda: sum(Path(f"{at}.runs").exists() for at in ats) == number, what="the next to run")  # noqa: B023
+        time.sleep(0.2)
+        assert active(client, queue_name) == 1
+        for at in ats:
+            if Path(f"{at}.runs").exists():
+                Path(f"{at}.go").touch()
+    for one in sent:
+        one.wait_for("completed")
+    assert most_held(client, queue_name) == 1
 
 
 @LATE
