@@ -125,6 +125,8 @@ def keep_what_was_sent(pool: Any) -> None:
         return
 
     def flushing() -> None:
+        workers: set[Any] = getattr(pool._pool, "_busy_workers", set())
+        busy = set(workers)
         flush()
         for leases in all_leases():
             for delivery in reversed(leases.held()):
@@ -134,11 +136,19 @@ def keep_what_was_sent(pool: Any) -> None:
                 # Celery before 5.6 forgets those that have begun, too.
                 if delivery.started or (result._write_to is not None and result._write_to._is_alive()):
                     pool._pool._cache[result._job] = result
+                    # Celery before 5.7 takes all children for idle now, and would let the next task wait for one that is not.
+                    workers.update(busy & {_pipe_of(result)})
                 else:
                     delivery.return_unstarted()
 
     flushing.keeps_what_was_sent = True  # type: ignore[attr-defined]
     pool.flush = flushing
+
+
+def _pipe_of(result: Any) -> Any:
+    """Of the child that runs it, by which the pool knows it."""
+    process = result._write_to or result._scheduled_for
+    return None if process is None else process.inqW_fd
 
 
 def _is_set_by_user(conf: Any, name: str) -> bool:
