@@ -75,6 +75,8 @@ class Intake:
         #: How many to take next where nothing was said, and when (monotonic) the last came.
         self._burst = 1
         self._landed_at = 0.0
+        #: Whether the flight was sent by an idle loop, which had been woken for it.
+        self._asked_when_woken = False
         self._room_since: float | None = None
         #: With how many jobs in hand a loop that waits for more ends is to be woken; otherwise with any number.
         self._wake_at = math.inf
@@ -215,8 +217,8 @@ class Intake:
             if self._flight_wire.is_open and not wait_any([self._flight_wire.fileno()], 0):
                 self._flight_wire.close()
             self._land()
-        if self._flight is not None and (self._flight.has_landed or holding == 0):
-            self._land()  # with nothing in hand there is nothing to do meanwhile: the shortest way
+        if self._flight is not None and (self._flight.has_landed or self._asked_when_woken):
+            self._land()  # there is nothing to do meanwhile: the shortest way
         wanted = self._wanted() if self._flight is None else 0
         if wanted <= 0:
             self._room_since, self._wake_at = None, math.inf
@@ -231,7 +233,7 @@ class Intake:
                 return left
         self._room_since, self._wake_at = None, math.inf
         if self._ask(wanted) and holding == 0:
-            self._land()
+            self._land()  # the same
         return None
 
     def _fetch_lists(self) -> None:
@@ -266,6 +268,7 @@ class Intake:
     def _land(self) -> None:
         """Waits for the answer, and keeps what it brought for delivery."""
         flight, self._flight = self._flight, None
+        self._asked_when_woken = False
         if flight is None:
             return
         deliveries, states = flight.land()
@@ -379,7 +382,7 @@ class Intake:
         if wanted <= 0 and base is not None:
             self._wake_others(base)  # the room is gone that there was when the wait began
         elif self._flight is None and not self._holding():
-            self._ask(wanted)  # at once: while the server takes, the loop comes round
+            self._asked_when_woken = self._ask(wanted)  # while the server takes, the loop comes round
 
     def _wake_others(self, base: str) -> None:
         self._server.call("ZADD", f"{base}marker", 0, "0")
