@@ -50,7 +50,9 @@ class Promises:
     def _send(self) -> None:
         """All that threads have brought while one of them was sending."""
         some = [self._unsent.popleft() for _ in range(len(self._unsent))]
-        if len(self._unread) + len(some) > UNREAD:
+        if not self._wire.is_open:
+            self._give_up()  # who was sending when it broke could not
+        elif len(self._unread) + len(some) > UNREAD:
             self._read()
         self._unread.extend(some)
         try:

@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import kombu
@@ -18,6 +19,8 @@ from meter import answer
 import bullmq_kombu  # noqa: F401 - registers the URL schemes
 
 QUEUE = "bench"
+#: Messages before those that count.
+WARM = 5
 #: Between two messages, s: the queue is idle again, and the consumer waits.
 PAUSES_S = (0.015, 0.035)
 
@@ -29,19 +32,24 @@ def publish(scheme: str, port: str, count: int) -> None:
         kombu.Queue(QUEUE)(connection.default_channel).declare()
         producer = kombu.Producer(connection.default_channel)
         consumer.stdout.readline()
-        for _ in range(count + 5):
+        for _ in range(count + WARM):
             time.sleep(random.uniform(*PAUSES_S))
             producer.publish({"sent": time.time()}, routing_key=QUEUE, serializer="json")
         samples = json.loads(consumer.stdout.readline())
     consumer.wait()
-    answer({"kombu latency": {"samples": [one * 1e6 for one in samples[5:]]}})
+    answer({"kombu latency": {"samples": [one * 1e6 for one in samples[WARM:]]}})
 
 
 def consume(scheme: str, port: str, count: int) -> None:
-    samples: list[float] = []
+    receive(scheme, port, count, lambda body: time.time() - body["sent"])
+
+
+def receive(scheme: str, port: str, count: int, note: Callable[[Any], Any]) -> None:
+    """Says that it waits, and in the end what `note` made of each message when it came."""
+    found: list[Any] = []
 
     def received(body: Any, message: Any) -> None:
-        samples.append(time.time() - body["sent"])
+        found.append(note(body))
         message.ack()
 
     with kombu.Connection(f"{scheme}://127.0.0.1:{port}/0") as connection:
@@ -49,9 +57,9 @@ def consume(scheme: str, port: str, count: int) -> None:
             consumer.qos(prefetch_count=4)
             sys.stdout.write("ready\n")
             sys.stdout.flush()
-            while len(samples) < count + 5:
+            while len(found) < count + WARM:
                 connection.drain_events(timeout=30)
-    sys.stdout.write(json.dumps(samples) + "\n")
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

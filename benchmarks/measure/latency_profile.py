@@ -14,12 +14,11 @@ import time
 from typing import Any
 
 import kombu
-from kombu_latency import PAUSES_S, QUEUE
+from kombu_latency import PAUSES_S, QUEUE, WARM, receive
 from meter import answer
 
 from bullmq_kombu.wire import Wire
 
-WARM = 5
 STEPS = (
     ("publish() called → its script sent", "Kombu's and this package's Python"),
     ("→ the marker read by the consumer", "the server adds the job; it and the consumer wake up"),
@@ -72,20 +71,8 @@ def publish(port: str, count: int) -> None:
 
 
 def consume(port: str, count: int) -> None:
-    stamps, got = Stamps(), []
-
-    def received(body: Any, message: Any) -> None:
-        got.append((stamps.before, stamps.sent, stamps.read, time.time()))
-        message.ack()
-
-    with kombu.Connection(f"bullmq://127.0.0.1:{port}/0") as connection:
-        with kombu.Consumer(connection, [kombu.Queue(QUEUE)], callbacks=[received]) as consumer:
-            consumer.qos(prefetch_count=4)
-            sys.stdout.write("ready\n")
-            sys.stdout.flush()
-            while len(got) < count + WARM:
-                connection.drain_events(timeout=30)
-    sys.stdout.write(json.dumps(got) + "\n")
+    stamps = Stamps()
+    receive("bullmq", port, count, lambda body: (stamps.before, stamps.sent, stamps.read, time.time()))
 
 
 if __name__ == "__main__":

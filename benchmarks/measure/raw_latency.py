@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from kombu_latency import PAUSES_S
+from kombu_latency import PAUSES_S, WARM
 from meter import answer
 from raw import BASE, OPTS, Socket
 
@@ -21,14 +21,14 @@ def publish(port: str, count: int) -> None:
     assert consumer.stdout is not None
     raw = Socket(int(port))
     consumer.stdout.readline()
-    for _ in range(count + 5):
+    for _ in range(count + WARM):
         time.sleep(random.uniform(*PAUSES_S))
         sent = time.time()
         now = time.time_ns() // 1_000_000
         raw.run("add", now, 1, "", "job", json.dumps({"sent": sent}), OPTS, now, 0, 0, "", "")
     samples = json.loads(consumer.stdout.readline())
     consumer.wait()
-    answer({"latency": {"samples": [one * 1e6 for one in samples[5:]]}})
+    answer({"latency": {"samples": [one * 1e6 for one in samples[WARM:]]}})
 
 
 def consume(port: str, count: int) -> None:
@@ -36,7 +36,7 @@ def consume(port: str, count: int) -> None:
     raw = Socket(int(port))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    while len(samples) < count + 5:
+    while len(samples) < count + WARM:
         raw.call("BZPOPMIN", BASE + "marker", 5)
         jobs, _ = raw.run("take", time.time_ns() // 1_000_000, 4, "token", 30000, "", "", "")
         for at in range(1, len(jobs), 3):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,20 +25,22 @@ from bullmq_kombu.wire import Wire
 
 THREADS = 8
 JOBS = 200
+#: How long an answer is waited for that never comes, s.
+ANSWER_S = 30.0
 
 
 @pytest.fixture
 def leases(server: Server) -> Iterator[Leases]:
-    made = Leases(address_of(Connection(server.url)), check_options({}))
+    made = Leases(address_of(Connection(server.url)), check_options({"socket_timeout": ANSWER_S}))
     yield made
     made.leave()
 
 
-@pytest.mark.parametrize("fault", [None, "cut", "forgotten"])
+@pytest.mark.parametrize("fault", [None, "cut", "forgotten", "interrupted"])
 def test_all_that_threads_make_arrive(
     fault: str | None, leases: Leases, server: Server, redis_client: redis.Redis, queue_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also those that are on their way when the connection breaks, or when the server forgets its scripts."""
+    """Also those that are on their way when the connection breaks, the server forgets its scripts, or the thread that sends is to end."""
     with Jobs(queue_name, server.url) as jobs:
         jobs.add_bulk([{"name": "t"} for _ in range(JOBS)])
     base = queue_base("bull", queue_name)
@@ -52,15 +56,19 @@ def test_all_that_threads_make_arrive(
             redis_client.script_flush()
         elif len(sent) == 5 and fault == "cut":
             wire.open()._sock.shutdown(socket.SHUT_RDWR)
+        elif len(sent) == 5 and fault == "interrupted":
+            wire.close()
+            raise SystemExit
         send_many(wire, listed)
 
     monkeypatch.setattr(Wire, "send_many", observed)
-    start = threading.Barrier(THREADS)
+    start, began = threading.Barrier(THREADS), time.monotonic()
 
     def promise(number: int) -> None:
         start.wait(10)
         for delivery in deliveries[number::THREADS]:
-            leases.promise(delivery)
+            with contextlib.suppress(SystemExit):
+                leases.promise(delivery)
 
     with ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(promise, range(THREADS)))
@@ -73,3 +81,4 @@ def test_all_that_threads_make_arrive(
 
     wait_until(lambda: promised() == JOBS, what="all promises to arrive")
     assert len(sent) >= 5
+    assert time.monotonic() - began < ANSWER_S / 2, "an answer was waited for that could not come"
